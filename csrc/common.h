@@ -1,0 +1,120 @@
+// Checks, shapes and allocation that every binding needs.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <cstdlib>
+#include <optional>
+#include <string>
+#include <vector>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+#include "../kernels/common/matrix.h"
+
+namespace tamis {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// `what` names an argument in errors: "tamis.distill_loss: student_logits".
+inline Dtype dtype_of(const char* what, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float: return f32;
+    case ScalarType::Double: return f64;
+    case ScalarType::Half: return f16;
+    case ScalarType::BFloat16: return bf16;
+    default: STD_TORCH_CHECK(false, what, ": expected float32, bfloat16, float16 or float64");
+  }
+}
+
+// Of sums and statistics: double for double, else float.
+inline ScalarType real_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// Large results: glibc gives their pages back at every free, and 4 KiB page faults then cost more than the arithmetic.
+inline constexpr int64_t kLarge = 4 << 20;  // bytes
+inline Tensor advise_huge_pages(Tensor t) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  static const bool wanted = [] {
+    const char* const choice = std::getenv("TAMIS_HUGE_PAGES");
+    return !choice || std::string(choice) != "0";
+  }();
+  const int64_t bytes = t.numel() * t.element_size();
+  if (wanted && bytes >= kLarge) {
+    const uintptr_t page = 4096, begin = ((uintptr_t)t.data_ptr() + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)t.data_ptr() + bytes) / page * page;
+    madvise((void*)begin, end - begin, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+  }
+#endif
+  return t;
+}
+
+inline std::vector<int64_t> leading(const Tensor& t) {
+  std::vector<int64_t> sizes(t.dim() - 1);
+  for (int64_t i = 0; i + 1 < t.dim(); ++i) sizes[i] = t.size(i);
+  return sizes;
+}
+
+inline int64_t rows_of(const Tensor& t) {
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < t.dim(); ++i) rows *= t.size(i);
+  return rows;
+}
+
+// How leading axes are walked, or nothing where two strides cannot or the classes do not lie side by side.
+inline std::optional<Matrix> walk(const Tensor& t) {
+  const int64_t classes = t.size(t.dim() - 1), rows = rows_of(t);
+  if (classes > 1 && t.stride(t.dim() - 1) != 1) return std::nullopt;
+  struct Axis { int64_t size, stride; } axes[2] = {};  // outer first
+  int count = 0;
+  for (int64_t i = 0; i + 1 < t.dim(); ++i) {
+    const Axis axis = {t.size(i), t.stride(i)};
+    if (axis.size == 1) continue;
+    if (count && axes[count - 1].stride == axis.size * axis.stride) {
+      axes[count - 1] = {axes[count - 1].size * axis.size, axis.stride};
+    } else if (count == 2) {
+      return std::nullopt;
+    } else {
+      axes[count++] = axis;
+    }
+  }
+  const int64_t group = rows ? rows : 1;
+  switch (count) {
+    case 0: return Matrix{t.const_data_ptr(), classes, classes, group, 0};
+    case 1: return Matrix{t.const_data_ptr(), classes, axes[0].stride, group, 0};
+    default: return Matrix{t.const_data_ptr(), classes, axes[1].stride, axes[1].size ? axes[1].size : 1, axes[0].stride};
+  }
+}
+
+// Checked logits; copied only where walk() cannot.
+inline Tensor logits(const char* what, const Tensor& t) {
+  STD_TORCH_CHECK(t.is_cpu(), what, ": expected a CPU tensor");
+  STD_TORCH_CHECK(t.dim() >= 1 && t.size(t.dim() - 1) > 0, what, ": expected [*, classes] with at least one class");
+  return walk(t) ? t : torch::stable::contiguous(t);
+}
+
+// A number for all rows, or one each; as `real`.
+inline Tensor scalars(const char* what, const Tensor& t, ScalarType real, int64_t rows, bool one_allowed) {
+  STD_TORCH_CHECK(t.is_cpu(), what, ": expected a CPU tensor");
+  STD_TORCH_CHECK((one_allowed && t.dim() == 0) || t.numel() == rows, what, ": expected ",
+                  one_allowed ? "a number or one per row" : "one number per row", ", got ", t.numel(), " for ", rows, " rows");
+  return torch::stable::contiguous(t.scalar_type() == real ? t : torch::stable::to(t, real));
+}
+
+// Rows per task: enough elements that starting a thread pays.
+inline int64_t grain(int64_t classes) { return 1 + 32768 / (1 + classes); }
+
+// Aligned memory that a kernel works in; null where there is none, which a worker must report and not throw.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes) : data_(std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {}
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  void* data() const { return data_; }
+
+ private:
+  void* data_;
+};
+
+}  // namespace tamis

@@ -1,0 +1,17 @@
+// The kernels of one instruction set, chosen once at run time.
+#pragma once
+#include <string>
+#include "../kernels/distill/cpu.h"
+
+namespace tamis {
+
+struct Kernels {
+  const char* isa;
+  const DistillKernels& distill;
+};
+
+const Kernels& kernels();  // the widest that this machine runs, or the environment's TAMIS_ISA
+std::string isa();
+std::string use_isa(const std::string& isa);  // tests: returns the previous one, refuses what the machine lacks
+
+}  // namespace tamis

@@ -1,0 +1,205 @@
+// Checks, allocates, parallelises; the arithmetic is in kernels/distill. Nothing inside parallel_for may throw.
+#include <torch/csrc/stable/library.h>
+#include <atomic>
+#include "common.h"
+#include "dispatch.h"
+
+namespace tamis {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+int64_t counted_classes(const char* what, const Tensor& student, const Tensor& teacher, std::optional<int64_t> vocab_size) {
+  const int64_t s = student.size(student.dim() - 1), t = teacher.size(teacher.dim() - 1);
+  STD_TORCH_CHECK(leading(student) == leading(teacher), what, ": teacher_logits: expected the leading axes of student_logits");
+  STD_TORCH_CHECK(vocab_size || s == t, what, ": vocab_size: expected a number for ", s, " and ", t, " classes");
+  const int64_t classes = vocab_size.value_or(s);
+  STD_TORCH_CHECK(0 < classes && classes <= s && classes <= t, what, ": vocab_size: expected 1 to ", s < t ? s : t, ", got ", classes);
+  return classes;
+}
+
+Matrix first_classes(const Tensor& t, int64_t classes) {
+  Matrix m = *walk(t);
+  m.classes = classes;
+  return m;
+}
+
+LogitTransform transform(double scale, std::optional<double> cap) { return {scale, cap.value_or(0)}; }
+
+// Runs kernel(begin, end, scratch) over the rows, on all threads.
+template <class Kernel> void over_rows(const char* what, int64_t rows, int64_t classes, const Kernel& kernel) {
+  const int64_t bytes = kernels().distill.scratch_bytes(classes);
+  std::atomic<bool> starved{false};
+  torch::stable::parallel_for(0, rows, grain(classes), [&](int64_t begin, int64_t end) {
+    const Scratch scratch(bytes);
+    scratch.data() ? kernel(begin, end, scratch.data()) : starved.store(true);
+  });
+  STD_TORCH_CHECK(!starved, what, ": out of memory");
+}
+
+const int64_t kStats = 11;
+
+Tensors stats(const char* what, const Tensor& student_logits, const Tensor& teacher_logits, std::optional<int64_t> vocab_size,
+              std::optional<double> student_softcap, std::optional<double> teacher_softcap, double student_logit_scale,
+              double teacher_logit_scale) {
+  const Tensor student = logits(what, student_logits), teacher = logits(what, teacher_logits);
+  const int64_t classes = counted_classes(what, student, teacher, vocab_size);
+  const auto kernel = kernels().distill.deviation_stats[dtype_of(what, student)][dtype_of(what, teacher)];
+  STD_TORCH_CHECK(kernel, what, ": teacher_logits: expected float64 beside float64 and only there");
+  const std::vector<int64_t> sizes = leading(student);
+  Tensors out;
+  for (int64_t i = 0; i < kStats; ++i)
+    out.push_back(torch::stable::new_empty(student, sizes, i == 6 || i == 7 ? ScalarType::Long
+                                                           : i == 10        ? ScalarType::Bool
+                                                                            : real_type(student)));
+  DeviationStats op{first_classes(student, classes), first_classes(teacher, classes),
+                    transform(student_logit_scale, student_softcap), transform(teacher_logit_scale, teacher_softcap), {}, {}, {}};
+  for (int model = 0; model < 2; ++model) {
+    for (int i = 0; i < 4; ++i) op.real[model][i] = out[(i < 3 ? 2 * i : 8) + model].mutable_data_ptr();
+    op.argmax[model] = static_cast<int64_t*>(out[6 + model].mutable_data_ptr());
+  }
+  op.agree = static_cast<bool*>(out[10].mutable_data_ptr());
+  over_rows(what, rows_of(student), classes,
+            [&](int64_t begin, int64_t end, void* scratch) { kernel(op, begin, end, scratch); });
+  return out;
+}
+
+Tensors deviation_stats(const Tensor& student_logits, const Tensor& teacher_logits, std::optional<int64_t> vocab_size,
+                        std::optional<double> student_softcap, std::optional<double> teacher_softcap,
+                        double student_logit_scale, double teacher_logit_scale) {
+  return stats("tamis.deviation_stats", student_logits, teacher_logits, vocab_size, student_softcap, teacher_softcap,
+               student_logit_scale, teacher_logit_scale);
+}
+
+enum class Gradient { none, fresh, over_logits };
+
+template <Gradient kGradient>
+Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits, const std::optional<Tensor>& target,
+                     const Tensor& temperature, const Tensor& alpha, const std::string& divergence, double /*beta*/,
+                     double label_smoothing, int64_t ignore_index, const std::string& reduction,
+                     const std::optional<Tensor>& row_weight, const std::optional<Tensor>& num_items_in_batch,
+                     std::optional<int64_t> vocab_size, std::optional<double> student_softcap,
+                     std::optional<double> teacher_softcap, double student_logit_scale, double teacher_logit_scale,
+                     bool overwrite_logits, bool return_stats) {
+  const char* const what = "tamis.distill_loss";
+  STD_TORCH_CHECK(divergence == "forward_kl", what, ": divergence: expected forward_kl, got ", divergence);
+  STD_TORCH_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none", what,
+                  ": reduction: expected mean, sum or none, got ", reduction);
+  STD_TORCH_CHECK(!overwrite_logits || kGradient == Gradient::over_logits, what,
+                  ": overwrite_logits: the raw op changes no argument; tamis.distill.distill_loss does");
+  const Tensor student = logits("tamis.distill_loss: student_logits", student_logits);
+  const Tensor teacher = logits("tamis.distill_loss: teacher_logits", teacher_logits);
+  const int64_t rows = rows_of(student), classes = counted_classes(what, student, teacher, vocab_size);
+  const int64_t width = student.size(student.dim() - 1);
+  const DistillKernels& k = kernels().distill;
+  const auto kernel = k.distill_loss[dtype_of(what, student)][dtype_of(what, teacher)];
+  STD_TORCH_CHECK(kernel, what, ": teacher_logits: expected float64 beside float64 and only there");
+  const ScalarType real = real_type(student);
+  const bool wide = real == ScalarType::Double;
+
+  const Tensor tau = scalars("tamis.distill_loss: temperature", temperature, real, rows, true);
+  const Tensor mix = scalars("tamis.distill_loss: alpha", alpha, real, rows, true);
+  std::optional<Tensor> labels, weights;
+  if (target) labels = scalars("tamis.distill_loss: target", *target, ScalarType::Long, rows, false);
+  if (row_weight) weights = scalars("tamis.distill_loss: row_weight", *row_weight, real, rows, false);
+  Tensor loss = torch::stable::new_empty(student, leading(student), real);
+
+  DistillLoss op{};
+  op.student = first_classes(student, classes), op.teacher = first_classes(teacher, classes);
+  op.student_transform = transform(student_logit_scale, student_softcap);
+  op.teacher_transform = transform(teacher_logit_scale, teacher_softcap);
+  op.temperature = tau.const_data_ptr(), op.temperature_step = tau.dim() != 0;
+  op.alpha = mix.const_data_ptr(), op.alpha_step = mix.dim() != 0;
+  op.target = labels ? static_cast<const int64_t*>(labels->const_data_ptr()) : nullptr;
+  op.row_weight = weights ? weights->const_data_ptr() : nullptr;
+  op.ignore_index = ignore_index, op.label_smoothing = label_smoothing;
+  op.loss = loss.mutable_data_ptr();
+  k.plan[wide](op, rows);
+
+  double divisor = 1;
+  if (reduction == "mean") {
+    divisor = op.kept_weight;
+    if (num_items_in_batch) {
+      STD_TORCH_CHECK(num_items_in_batch->numel() == 1, what, ": num_items_in_batch: expected one number");
+      const Tensor items = scalars("tamis.distill_loss: num_items_in_batch", *num_items_in_batch, ScalarType::Double, 1, true);
+      divisor = *static_cast<const double*>(items.const_data_ptr());
+    }
+    if (op.kept_weight == 0 && divisor == 0) divisor = 1;  // nothing kept: 0, not 0 / 0
+  }
+  // A half-precision gradient divided by the number of rows would underflow before a gradient scaler multiplies it.
+  const bool fold = student.scalar_type() != ScalarType::Half;
+  op.gradient_scale = fold ? 1 / divisor : 1;
+
+  Tensors out;
+  std::optional<Tensor> gradient;
+  if constexpr (kGradient == Gradient::fresh) gradient = advise_huge_pages(torch::stable::empty(
+      student.sizes(), student.scalar_type(), std::nullopt, student.device()));
+  if constexpr (kGradient == Gradient::over_logits) {
+    STD_TORCH_CHECK(student.data_ptr() == student_logits.data_ptr(), what,
+                    ": overwrite_logits: expected logits that two strides walk, classes side by side");
+    gradient = student;
+  }
+  if (gradient) {
+    op.gradient = first_classes(*gradient, width);
+    op.stream_gradient = kGradient == Gradient::fresh && gradient->numel() * gradient->element_size() >= kLarge;
+  }
+  Tensors statistics;
+  if (return_stats)
+    statistics = stats(what, student, teacher, classes, student_softcap, teacher_softcap, student_logit_scale,
+                       teacher_logit_scale);
+  over_rows(what, rows, classes, [&](int64_t begin, int64_t end, void* scratch) { kernel(op, begin, end, scratch); });
+
+  if (reduction == "none") {
+    out.push_back(loss);
+  } else {
+    Tensor total = torch::stable::new_empty(student, {}, real);
+    k.reduce[wide](loss.const_data_ptr(), rows, divisor, total.mutable_data_ptr());
+    out.push_back(total);
+  }
+  if constexpr (kGradient == Gradient::fresh) out.push_back(*gradient);
+  if constexpr (kGradient != Gradient::none) {
+    Tensor factor = torch::stable::new_empty(student, {}, real);
+    torch::stable::fill_(factor, fold ? 1 : 1 / divisor);
+    out.push_back(factor);
+  }
+  for (Tensor& t : statistics) out.push_back(t);
+  return out;
+}
+
+void scale(const Tensor& gradient, const Tensor& grad, const Tensor& factor, Tensor& out, bool past_caches) {
+  const char* const what = "tamis._scale_rows: gradient";
+  const int64_t rows = rows_of(gradient), classes = gradient.size(gradient.dim() - 1);
+  const ScalarType real = real_type(gradient);
+  const Tensor g = scalars("tamis._scale_rows: grad", grad, real, rows, true);
+  const Tensor f = scalars("tamis._scale_rows: factor", factor, ScalarType::Double, 1, true);
+  const double times = *static_cast<const double*>(f.const_data_ptr());
+  const auto kernel = kernels().distill.scale_rows[dtype_of(what, gradient)];
+  const Matrix from = *walk(gradient), to = *walk(out);
+  torch::stable::parallel_for(0, rows, grain(classes), [&](int64_t begin, int64_t end) {
+    kernel(from, g.const_data_ptr(), g.dim() != 0, times, begin, end, past_caches, to);
+  });
+}
+
+Tensor scale_rows(const Tensor& gradient, const Tensor& grad, const Tensor& factor) {
+  const Tensor from = logits("tamis._scale_rows: gradient", gradient);
+  Tensor out = advise_huge_pages(torch::stable::empty(from.sizes(), from.scalar_type(), std::nullopt, from.device()));
+  scale(from, grad, factor, out, out.numel() * out.element_size() >= kLarge);
+  return out;
+}
+
+void scale_rows_(Tensor gradient, const Tensor& grad, const Tensor& factor) {
+  STD_TORCH_CHECK(walk(gradient), "tamis._scale_rows_: gradient: expected rows that two strides walk");
+  scale(gradient, grad, factor, gradient, false);
+}
+
+}  // namespace
+}  // namespace tamis
+
+STABLE_TORCH_LIBRARY_IMPL(tamis, CPU, m) {
+  m.impl("distill_loss", TORCH_BOX(&tamis::distill_loss<tamis::Gradient::none>));
+  m.impl("_distill_loss_forward", TORCH_BOX(&tamis::distill_loss<tamis::Gradient::fresh>));
+  m.impl("_distill_loss_forward_", TORCH_BOX(&tamis::distill_loss<tamis::Gradient::over_logits>));
+  m.impl("_scale_rows", TORCH_BOX(&tamis::scale_rows));
+  m.impl("_scale_rows_", TORCH_BOX(&tamis::scale_rows_));
+  m.impl("deviation_stats", TORCH_BOX(&tamis::deviation_stats));
+}

@@ -1,0 +1,16 @@
+// What a binding hands to a kernel. Read at baseline and at every ISA, so data only, no code.
+#pragma once
+#include <stdint.h>
+
+namespace tamis {
+
+enum Dtype { f32, f64, f16, bf16, kDtypes };
+
+// Logits with any leading axes that two strides can walk: row r lies at (r / group) * group_stride + (r % group) * stride
+// elements. So `logits[:, :-1]` of a language model is read in place. Classes lie side by side.
+struct Matrix {
+  const void* data;
+  int64_t classes, stride, group, group_stride;
+};
+
+}  // namespace tamis

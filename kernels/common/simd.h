@@ -1,0 +1,170 @@
+// Vectors of any width on GCC/Clang vector extensions. CMake gives TAMIS_ISA (the namespace) and TAMIS_LANES (floats a
+// vector), so 16 lanes compile and run on any machine. C headers only: a std:: template compiled for AVX-512 would be a
+// weak symbol, and the linker may keep that copy for every machine.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+#include "matrix.h"
+
+namespace tamis::TAMIS_ISA {
+
+inline constexpr int kBytes = 4 * TAMIS_LANES;
+typedef float F32 __attribute__((vector_size(kBytes)));
+typedef double F64 __attribute__((vector_size(kBytes)));
+typedef int32_t I32 __attribute__((vector_size(kBytes)));
+typedef uint32_t U32 __attribute__((vector_size(kBytes)));
+typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
+typedef _Float16 F16 __attribute__((vector_size(kBytes / 2)));
+struct BFloat16 { uint16_t bits; };
+
+inline constexpr float kInf = __builtin_inff();
+template <class V> inline constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
+
+// The arithmetic's type, and its vector, for memory of any dtype: float, or double for double.
+template <class T> struct Accumulator { using type = float; };
+template <> struct Accumulator<double> { using type = double; };
+template <class T> using Real = typename Accumulator<T>::type;
+template <class R> struct VectorOf { using type = F32; };
+template <> struct VectorOf<double> { using type = F64; };
+template <class R> using Vector = typename VectorOf<R>::type;
+
+inline F32 load(const float* p) { F32 v; memcpy(&v, p, sizeof v); return v; }
+inline F64 load(const double* p) { F64 v; memcpy(&v, p, sizeof v); return v; }
+inline U32 load(const uint16_t* p) { U16 v; memcpy(&v, p, sizeof v); return __builtin_convertvector(v, U32); }
+inline F32 load(const BFloat16* p) { return (F32)(load(&p->bits) << 16); }
+inline F32 load(const _Float16* p) {  // by hand: GCC 12 converts lane by lane, and without F16C by a call
+  const U32 h = load((const uint16_t*)p);
+  const U32 magnitude = (U32)((F32)((h & 0x7fff) << 13) * 0x1p112f);  // the exponent's other bias; exact, subnormals too
+  return (F32)(magnitude | (h & 0x8000) << 16 | ((h & 0x7c00) == 0x7c00 ? U32{} + 0x7f800000 : U32{}));
+}
+
+// To half precision: to nearest, ties to even.
+inline F32 to_memory(const float*, F32 v) { return v; }
+inline F64 to_memory(const double*, F64 v) { return v; }
+inline F16 to_memory(const _Float16*, F32 v) { return __builtin_convertvector(v, F16); }
+inline U16 to_memory(const BFloat16*, F32 v) {
+  const U32 bits = (U32)v;
+  const U32 even = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // it would carry a NaN into inf
+  return __builtin_convertvector(v == v ? even : U32{} + 0x7fc0, U16);
+}
+template <class T, class V> inline void store(T* p, V v) { const auto m = to_memory(p, v); memcpy(p, &m, sizeof m); }
+
+// Past the caches, for results that nobody reads soon: no line is fetched to be overwritten. p must be aligned to the
+// vector in memory. stream_fence orders such stores before what other threads read.
+template <class T, class V> inline void stream(T* p, V v) {
+  const auto m = to_memory(p, v);
+#ifdef __AVX512F__
+  if constexpr (sizeof m == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)m);
+#endif
+#ifdef __AVX__
+  if constexpr (sizeof m == 32) return _mm256_stream_si256((__m256i*)p, (__m256i)m);
+#endif
+#ifdef __SSE2__
+  if constexpr (sizeof m == 16) return _mm_stream_si128((__m128i*)p, (__m128i)m);
+#endif
+  memcpy(p, &m, sizeof m);
+}
+inline void stream_fence() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}
+
+// A row's end: n < kLanes elements; the lanes behind them read `fill`.
+template <class T> inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
+  T block[kLanes<decltype(load(p))>] = {};
+  memcpy(block, p, n * sizeof(T));
+  auto v = load(block);
+  for (int64_t i = n; i < kLanes<decltype(v)>; ++i) v[i] = fill;
+  return v;
+}
+template <class T, class V> inline void store_tail(T* p, int64_t n, V v) {
+  T block[kLanes<V>];
+  store(block, v);
+  memcpy(p, block, n * sizeof(T));
+}
+
+template <class V> inline V max(V a, V b) { return a > b ? a : b; }  // drops a NaN in a, keeps one in b
+template <class V> inline V min(V a, V b) { return a < b ? a : b; }  // likewise
+template <class V> inline auto reduce_max(V v) {
+  auto m = v[0];
+  for (int i = 1; i < kLanes<V>; ++i) m = v[i] > m ? v[i] : m;
+  return m;
+}
+template <class V> inline auto reduce_add(V v) {
+  auto s = v[0];
+  for (int i = 1; i < kLanes<V>; ++i) s += v[i];
+  return s;
+}
+
+// 2^t = 2^n 2^f with n = round(t), t = u * scale / ln 2, rounded once, inside the fma that leaves f. Relative error 1.5e-7
+// with fma.
+constexpr float kRound = 12582912.0f + 127.0f;  // 1.5 * 2^23: a sum with it is an integer, n + 127 in its low bits
+inline F32 exp2_fraction(F32 f) {               // minimax on [-1/2, 1/2], exact at 0
+  F32 p = f * 1.326472731e-3f + 9.671512991e-3f;
+  p = p * f + 5.550733581e-2f;
+  p = p * f + 2.402224243e-1f;
+  p = p * f + 6.931470037e-1f;
+  return p * f + 1.0f;
+}
+
+// exp(u * scale) for u <= 0 < scale. NaN gives NaN; below 2^-126.5 (where floats turn subnormal) exactly 0.
+inline F32 exp_nonpositive(F32 u, float scale) {
+  const float c = scale * 1.44269504f;
+  u = max(F32{} - 127.3f / c, u);  // there n is -127, and 2^n comes out as +0
+  const F32 shifted = u * c + kRound, n = shifted - kRound, power = (F32)((U32)shifted << 23);  // 2^n
+  return exp2_fraction(u * c - n) * power;
+}
+
+// exp(u * scale) of any u, without care: beyond the range of float the result is above 1e38 or not a number, which the
+// sum it goes into shows; so may it be for u = -inf.
+inline F32 exp_careless(F32 u, float scale) {
+#ifdef __AVX512F__
+  const float c = scale * 1.44269504f;
+  const F32 n = u * c + kRound - kRound;
+  return _mm512_scalef_ps(exp2_fraction(u * c - n), n);
+#else
+  return exp_nonpositive(min(F32{} + 88.5f / scale, u), scale);
+#endif
+}
+inline F64 exp_careless(F64 u, double scale) {
+  for (int i = 0; i < kLanes<F64>; ++i) u[i] = ::exp(u[i] * scale);
+  return u;
+}
+inline F64 exp_nonpositive(F64 u, double scale) {  // untuned
+  for (int i = 0; i < kLanes<F64>; ++i) u[i] = ::exp(u[i] * scale);
+  return u;
+}
+
+// Relative error 2e-7: near 0 an odd polynomial, else from the exponential.
+inline F32 tanh(F32 x) {
+  const F32 size = (F32)((U32)x & 0x7fffffff), z = x * x;
+  F32 p = z * -5.697378423e-3f + 2.063254081e-2f;  // minimax on [0, 0.626]
+  p = p * z - 5.373779684e-2f;
+  p = p * z + 1.333142072e-1f;
+  p = p * z - 3.333328068e-1f;
+  const F32 near = x * z * p + x;
+  const F32 e = exp_nonpositive(-size, 2.0f), far = (1.0f - e) / (1.0f + e);
+  const F32 signed_far = (F32)((U32)far | ((U32)x & 0x80000000));
+  return size < 0.625f ? near : x == x ? signed_far : x;
+}
+inline F64 tanh(F64 x) {
+  for (int i = 0; i < kLanes<F64>; ++i) x[i] = ::tanh(x[i]);
+  return x;
+}
+
+inline float exp(float x) { return ::expf(x); }
+inline double exp(double x) { return ::exp(x); }
+inline float log(float x) { return ::logf(x); }
+inline double log(double x) { return ::log(x); }
+
+inline int64_t row_offset(const Matrix& m, int64_t r) { return r / m.group * m.group_stride + r % m.group * m.stride; }
+template <class T> const T* row_of(const Matrix& m, int64_t r) {
+  return static_cast<const T*>(m.data) + row_offset(m, r);
+}
+
+}  // namespace tamis::TAMIS_ISA

@@ -1,0 +1,63 @@
+// The distill family's kernels: one table per ISA, filled by cpu.cpp, chosen by csrc/dispatch.cpp.
+// Real below: float, or double where the logits are double.
+#pragma once
+#include "../common/matrix.h"
+
+namespace tamis {
+
+struct LogitTransform {  // x -> cap * tanh(scale * x / cap); cap 0: scale * x
+  double scale, cap;
+};
+
+struct DistillLoss {
+  Matrix student, teacher;  // [rows, classes]: the classes that count, not the padding
+  LogitTransform student_transform, teacher_transform;
+  const void *temperature, *alpha;  // Real: [1] with step 0, or [rows] with step 1
+  int64_t temperature_step, alpha_step;
+  const int64_t* target;   // [rows], or null
+  const void* row_weight;  // Real [rows], or null
+  int64_t ignore_index;
+  double label_smoothing;
+  void* loss;             // out: Real [rows], with the row's weight
+  Matrix gradient;        // out: student's dtype, [rows, classes and padding]; data null: none is wanted
+  double gradient_scale;  // the reduction's factor, folded into the gradient
+  bool stream_gradient;   // past the caches
+  // By the plan kernel:
+  bool hard;           // some row needs the student's softmax at temperature 1 beside that at its own
+  double kept_weight;  // the sum over the rows that count
+};
+
+struct DeviationStats {
+  Matrix student, teacher;
+  LogitTransform student_transform, teacher_transform;
+  void* real[2][4];    // out: teacher's, student's; Real [rows] each: logsumexp, entropy, max_prob, log_odds
+  int64_t* argmax[2];  // out: [rows] each
+  bool* agree;         // out: [rows]
+};
+
+using LossKernel = void (*)(const DistillLoss& op, int64_t begin, int64_t end, void* scratch);
+using StatsKernel = void (*)(const DeviationStats& op, int64_t begin, int64_t end, void* scratch);
+using PlanKernel = void (*)(DistillLoss& op, int64_t rows);
+using ReduceKernel = void (*)(const void* loss, int64_t rows, double divisor, void* out);
+using ScaleKernel = void (*)(Matrix gradient, const void* grad, int64_t grad_step, double factor, int64_t begin,
+                             int64_t end, bool past_caches, Matrix out);
+
+struct DistillKernels {
+  // Rows begin..end. By the student's dtype, then the teacher's; null where one of them alone is double.
+  const LossKernel (*distill_loss)[kDtypes];
+  const StatsKernel (*deviation_stats)[kDtypes];
+  int64_t (*scratch_bytes)(int64_t classes);  // that either needs, aligned to 64
+  const PlanKernel* plan;                     // float, double
+  const ReduceKernel* reduce;                 // float, double: the sum in order, divided; out: Real [1]
+  // By dtype: out = gradient * grad[row * grad_step] * factor; out may be gradient.
+  const ScaleKernel* scale_rows;
+};
+
+namespace v2 { extern const DistillKernels distill; }
+namespace v3 { extern const DistillKernels distill; }
+namespace v4 { extern const DistillKernels distill; }
+namespace v4x { using v4::distill; }  // nothing that v4x adds would serve
+namespace neon { extern const DistillKernels distill; }
+namespace wide { extern const DistillKernels distill; }  // tests only: v4's 16 lanes in v3's instructions
+
+}  // namespace tamis

@@ -1,0 +1,358 @@
+// Distillation loss of each row, and its gradient. Compiled once per ISA.
+//   loss = weight * (alpha * tau^2 * KL(softmax(t / tau) || softmax(s / tau)) + (1 - alpha) * CE(s, target))
+// Floor: both logits read once and the gradient written once, 12 bytes a class in float32; two exponentials a class
+// (three where tau != 1 and a target counts), about 14 vector instructions each.
+// The tricks: each exponential is computed once, relative to its block's maximum, into scratch that stays in L2, and the
+// gradient only rescales it by block; the next block is prefetched while this one is exponentiated; a block of the last
+// row's gradient is written just before its slot in the scratch is filled again, so that reads, arithmetic and writes
+// overlap; a large gradient goes past the caches.
+#include "block.h"
+
+namespace tamis::TAMIS_ISA {
+namespace {
+
+// Exponentials are taken relative to the first block's maximum, without care and without looking for each block's own.
+// A sum that is larger than this, or no number, has its block done again with care, relative to its own maximum: where
+// logits grow along the row, overflow, or are -inf or NaN.
+constexpr double kTrusted = 1e6;
+
+template <bool kValue> struct Constant { static constexpr bool value = kValue; };
+template <bool kCare, class V, class R> V exponential(V u, R scale) {
+  return kCare ? exp_nonpositive(u, scale) : exp_careless(u, scale);
+}
+
+template <class R> struct Sums {
+  R student, teacher;  // of exp((x - shift) / tau)
+  R difference;        // of exp((t - shift_t) / tau) * ((t - shift_t) - (s - shift_s))
+  R hard;              // of exp(s - shift_s), where kHard
+};
+
+// One block, n <= kBlock classes, relative to the shifts. Each exponential is computed once, and kept in es, et, eh where
+// a gradient will want it. Without care it is right where every sum comes out below kTrusted.
+template <bool kCare, bool kHard, bool kKeep, class R>
+__attribute__((noinline)) Sums<R> exponentiate(const R* s, const R* t, int64_t n, R shift_s, R shift_t, R inverse_tau, const char* next_s, const char* next_t,
+                     int64_t size_s, int64_t size_t_, R* es, R* et, R* eh) {
+  using V = Vector<R>;
+  V sum_s{}, sum_t{}, sum_d{}, sum_h{};
+  const auto step = [&](V us, V ut, int64_t i, auto care) __attribute__((always_inline)) {
+    us -= shift_s, ut -= shift_t;
+    const V a = exponential<care.value>(us, inverse_tau), b = exponential<care.value>(ut, inverse_tau);
+    const V d = b * (ut - us);
+    sum_s += a, sum_t += b;
+    sum_d += care.value ? (b == 0 ? V{} : d) : d;  // no probability adds nothing, also where it is -inf in both
+    if constexpr (kKeep) store(es + i, a), store(et + i, b);
+    if constexpr (kHard) {
+      const V h = exponential<care.value>(us, R(1));
+      sum_h += h;
+      if constexpr (kKeep) store(eh + i, h);
+    }
+  };
+  int64_t i = 0;
+  for (; i + kLanes<V> <= n; i += kLanes<V>) {
+    __builtin_prefetch(next_s + i * size_s);
+    __builtin_prefetch(next_t + i * size_t_);
+    step(load(s + i), load(t + i), i, Constant<kCare>{});
+  }
+  if (i < n) step(load_tail(s + i, n - i), load_tail(t + i, n - i), i, Constant<true>{});
+  return {reduce_add(sum_s), reduce_add(sum_t), reduce_add(sum_d), kHard ? reduce_add(sum_h) : R(0)};
+}
+
+// sum of x - shift
+template <class R> R sum(const R* x, int64_t n, R shift) {
+  using V = Vector<R>;
+  V total{};
+  int64_t i = 0;
+  for (; i + kLanes<V> <= n; i += kLanes<V>) total += load(x + i) - shift;
+  R rest = 0;
+  for (; i < n; ++i) rest += x[i] - shift;
+  return reduce_add(total) + rest;
+}
+
+// The gradient of one block is es * student - et * teacher + eh * hard - uniform.
+template <class R> struct Factors { R student, teacher, hard, uniform; };
+
+template <bool kHard, class R> Vector<R> combine(const R* es, const R* et, const R* eh, const Factors<R>& f) {
+  const Vector<R> taken = load(et) * f.teacher + f.uniform;
+  if constexpr (kHard) return load(es) * f.student + (load(eh) * f.hard - taken);
+  return load(es) * f.student - taken;
+}
+
+template <bool kHard, class T, class R>
+void write(T* gradient, int64_t n, const R* es, const R* et, const R* eh, const Factors<R>& f, bool past_caches) {
+  constexpr int64_t lanes = kLanes<Vector<R>>, bytes = lanes * sizeof(T);
+  int64_t i = 0;
+  if (past_caches && (uintptr_t)gradient % bytes) {
+    i = (bytes - (uintptr_t)gradient % bytes) / sizeof(T);
+    if (i > n) i = n;
+    store_tail(gradient, i, combine<kHard>(es, et, eh, f));
+  }
+  for (; i + lanes <= n; i += lanes) {
+    const Vector<R> g = combine<kHard>(es + i, et + i, eh + i, f);
+    past_caches ? stream(gradient + i, g) : store(gradient + i, g);
+  }
+  if (i < n) store_tail(gradient + i, n - i, combine<kHard>(es + i, et + i, eh + i, f));
+}
+
+template <class R> void scale(R* x, int64_t n, R factor) {
+  for (int64_t i = 0; i < n; i += kLanes<Vector<R>>) store(x + i, load(x + i) * factor);
+}
+
+template <class T> void fill(T* p, int64_t n, float value) {
+  constexpr int64_t lanes = kLanes<Vector<Real<T>>>;
+  const Vector<Real<T>> v = Vector<Real<T>>{} + value;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) store(p + i, v);
+  if (i < n) store_tail(p + i, n - i, v);
+}
+
+// The online softmax of a row: sums are relative to `top`, or to 0 while that is -inf.
+template <class R> R rescale(R from, R to, R inverse_tau) {  // of sums relative to `from`; inf - inf would be NaN
+  return from == to ? R(1) : from == -kInf ? R(0) : exp((from - to) * inverse_tau);
+}
+
+template <class R> struct Tops { R student, teacher; };
+
+template <class R> struct Online {
+  Tops<R> top{-kInf, -kInf};
+  Sums<R> sums{};
+
+  // A block's sums, relative to its tops.
+  void add(Tops<R> tops, const Sums<R>& block, R inverse_tau) {
+    const Tops<R> to = {tops.student > top.student ? tops.student : top.student,
+                        tops.teacher > top.teacher ? tops.teacher : top.teacher};
+    const Sums<R> a = rebased(sums, top, to, inverse_tau), b = rebased(block, tops, to, inverse_tau);
+    sums = {a.student + b.student, a.teacher + b.teacher, a.difference + b.difference, a.hard + b.hard};
+    top = to;
+  }
+
+ private:
+  static Sums<R> rebased(const Sums<R>& x, Tops<R> from, Tops<R> to, R inverse_tau) {
+    const R s = rescale(from.student, to.student, inverse_tau), t = rescale(from.teacher, to.teacher, inverse_tau);
+    const R moved = (shift_of(from.teacher) - shift_of(to.teacher)) - (shift_of(from.student) - shift_of(to.student));
+    const R difference = x.teacher * t == 0 ? R(0) : t * (x.difference + x.teacher * moved);
+    return {x.student * s, x.teacher * t, difference, x.hard * rescale(from.student, to.student, R(1))};
+  }
+};
+
+// What row r asks for.
+template <class R> struct Row {
+  enum { kSkipped, kBad, kLive } state;
+  R tau, soft, hard, weight;  // weight * (soft * tau^2 * KL + hard * CE)
+  int64_t target;
+};
+
+template <class R> Row<R> row_at(const DistillLoss& op, int64_t r) {
+  const R tau = static_cast<const R*>(op.temperature)[r * op.temperature_step];
+  const R alpha = static_cast<const R*>(op.alpha)[r * op.alpha_step];
+  const R weight = op.row_weight ? static_cast<const R*>(op.row_weight)[r] : R(1);
+  const int64_t target = op.target ? op.target[r] : -1;
+  if ((op.target && target == op.ignore_index) || weight == 0) return {Row<R>::kSkipped, tau, 0, 0, 0, target};
+  const bool outside = target < 0 || target >= op.student.classes;
+  const bool bad = !(tau > 0) || alpha != alpha || (op.target ? outside : alpha != 1);
+  return {bad ? Row<R>::kBad : Row<R>::kLive, tau, alpha, 1 - alpha, weight, target};
+}
+
+template <class S, bool kHard> class Walk {
+  using R = Real<S>;
+
+ public:
+  Walk(const DistillLoss& op, const Source<R>& teacher, void* scratch)
+      : op_(op), source_(teacher), f_s_(transform<R>(op.student_transform)), f_t_(transform<R>(op.teacher_transform)) {
+    buffer_s_ = static_cast<R*>(scratch);
+    buffer_t_ = buffer_s_ + kBlock;
+    const int64_t kept = padded(op.student.classes);
+    es_ = buffer_t_ + kBlock, et_ = es_ + kept, eh_ = et_ + kept;
+    tops_ = reinterpret_cast<Tops<R>*>(eh_ + kept);
+  }
+
+  void rows(int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const Row<R> row = row_at<R>(op_, r);
+      if (row.state == Row<R>::kLive) {
+        read(r, row);
+      } else {
+        const float value = row.state == Row<R>::kBad ? __builtin_nanf("") : 0.0f;
+        static_cast<R*>(op_.loss)[r] = value;
+        if (op_.gradient.data) fill(gradient(r), op_.student.classes, value);
+      }
+      if (op_.gradient.data) fill(gradient(r) + op_.student.classes, op_.gradient.classes - op_.student.classes, 0);
+    }
+    write_pending(op_.student.classes);
+    if (op_.stream_gradient) stream_fence();
+  }
+
+ private:
+  struct Pending {  // a row whose exponentials lie in the scratch, its gradient written up to class `written`
+    int64_t row = -1, written, target;
+    R label;  // what the target's class loses
+    Factors<R> factors;
+  };
+
+  const S* student(int64_t r) const { return row_of<S>(op_.student, r); }
+  S* gradient(int64_t r) const { return const_cast<S*>(row_of<S>(op_.gradient, r)); }
+
+  void read(int64_t r, const Row<R>& row) {
+    const int64_t classes = op_.student.classes;
+    const char* const teacher = static_cast<const char*>(op_.teacher.data) + row_offset(op_.teacher, r) * source_.element;
+    const R inverse_tau = 1 / row.tau;
+    const bool smooth = row.hard != 0 && op_.label_smoothing > 0;
+    Online<R> online;
+    R total = 0, origin = 0;  // total: sum of s - origin
+    for (int64_t c = 0; c < classes; c += kBlock) {
+      const int64_t n = block_size(classes, c);
+      write_pending(c + n);
+      const char* const next_s = (const char*)(student(r) + c) + kAhead;
+      const char* const next_t = teacher + c * source_.element + kAhead;
+      const R* const s = numbers(student(r) + c, n, f_s_, buffer_s_);
+      const R* const t = source_.numbers(teacher, c, n, f_t_, buffer_t_);
+      Tops<R> tops = c == 0 ? Tops<R>{maximum(s, n), maximum(t, n)} : online.top;
+      Sums<R> sums = op_.gradient.data ? block<false, true>(s, t, c, n, tops, inverse_tau, next_s, next_t)
+                                       : block<false, false>(s, t, c, n, tops, inverse_tau, next_s, next_t);
+      if (!(sums.student < kTrusted && sums.teacher < kTrusted && sums.difference - sums.difference == 0 && sums.hard < kTrusted)) {
+        tops = {maximum(s, n), maximum(t, n)};
+        sums = block<true, true>(s, t, c, n, tops, inverse_tau, next_s, next_t);
+      }
+      online.add(tops, sums, inverse_tau);
+      tops_[c / kBlock] = tops;
+      if (c == 0) origin = shift_of(tops.student);
+      if (smooth) total += sum(s, n, origin);
+    }
+    finish(r, row, inverse_tau, online, origin + total / classes);
+  }
+
+  template <bool kCare, bool kKeep>
+  Sums<R> block(const R* s, const R* t, int64_t c, int64_t n, Tops<R> tops, R inverse_tau, const char* next_s, const char* next_t) {
+    return exponentiate<kCare, kHard, kKeep>(s, t, n, shift_of(tops.student), shift_of(tops.teacher), inverse_tau, next_s,
+                                             next_t, sizeof(S), source_.element, es_ + c, et_ + c, eh_ + c);
+  }
+
+  void finish(int64_t r, const Row<R>& row, R inverse_tau, const Online<R>& o, R mean) {
+    const Sums<R>& z = o.sums;
+    const R hard_sum = kHard ? z.hard : z.student, smoothing = op_.label_smoothing;
+    R loss = 0;
+    if (row.soft != 0)
+      loss += row.soft * row.tau * (z.difference / z.teacher + row.tau * (log(z.student) - log(z.teacher)));
+    if (row.hard != 0) {
+      R ce = log(hard_sum) + (1 - smoothing) * (o.top.student - target_logit(r, row.target));
+      if (smoothing > 0) ce += smoothing * (o.top.student - mean);
+      loss += row.hard * ce;
+    }
+    static_cast<R*>(op_.loss)[r] = row.weight * loss;
+    if (!op_.gradient.data) return;
+    const R scale = row.weight * R(op_.gradient_scale), soft = scale * row.soft * row.tau, hard = scale * row.hard;
+    const R of_hard = hard / hard_sum;  // without kHard the student's exponentials serve both terms
+    for (int64_t c = 0; c < op_.student.classes; c += kBlock) rebase(c, o.top, inverse_tau);
+    pending_ = {r, 0, row.hard != 0 ? row.target : -1, hard * (1 - smoothing),
+                {soft / z.student + (kHard ? R(0) : of_hard), soft / z.teacher, of_hard,
+                 hard * smoothing / op_.student.classes}};
+  }
+
+  // Brings a block's exponentials, relative to its own tops, to the row's.
+  void rebase(int64_t c, Tops<R> to, R inverse_tau) {
+    const Tops<R> from = tops_[c / kBlock];
+    if (from.student == to.student && from.teacher == to.teacher) return;
+    const int64_t n = block_size(op_.student.classes, c);
+    scale(es_ + c, n, rescale(from.student, to.student, inverse_tau));
+    scale(et_ + c, n, rescale(from.teacher, to.teacher, inverse_tau));
+    if constexpr (kHard) scale(eh_ + c, n, rescale(from.student, to.student, R(1)));
+  }
+
+  R target_logit(int64_t r, int64_t target) const { return f_s_(load_tail(student(r) + target, 1))[0]; }
+
+  // The pending row's gradient up to class `end` at least, and on to where the next vector of memory starts.
+  void write_pending(int64_t end) {
+    if (pending_.row < 0) return;
+    const Pending& p = pending_;
+    const int64_t classes = op_.student.classes, begin = p.written;
+    S* const g = gradient(p.row);
+    end += (kBytes - (uintptr_t)(g + end) % kBytes) % kBytes / sizeof(S);
+    if (end > classes) end = classes;
+    Factors<R> f = p.factors;
+    R *const es = es_ + begin, *const et = et_ + begin, *const eh = eh_ + begin;
+    const int64_t target = p.target - begin;
+    const bool has_target = 0 <= target && target < end - begin;
+    R at_target = has_target ? combine<kHard>(es + target, et + target, eh + target, f)[0] - p.label : R(0);
+    if (!f_s_.identity()) {  // through the transform
+      for (int64_t c = begin; c < end; c += kLanes<Vector<R>>) {
+        const int64_t n = end - c < kLanes<Vector<R>> ? end - c : kLanes<Vector<R>>;
+        const Vector<R> slope = f_s_.slope(f_s_(load_tail(student(p.row) + c, n)));
+        store_tail(es_ + c, n, combine<kHard>(es_ + c, et_ + c, eh_ + c, f) * slope);
+        if (c <= p.target && p.target < c + n) at_target *= slope[p.target - c];
+      }
+      f = {1, 0, 0, 0};
+    }
+    write<kHard>(g + begin, end - begin, es, et, eh, f, op_.stream_gradient);
+    if (has_target) store_tail(g + p.target, 1, Vector<R>{} + at_target);
+    pending_.written = end;
+    if (end == classes) pending_.row = -1;
+  }
+
+  const DistillLoss& op_;
+  const Source<R>& source_;
+  const Transform<R> f_s_, f_t_;
+  R *buffer_s_, *buffer_t_;  // [kBlock]
+  R *es_, *et_, *eh_;        // [classes, padded]
+  Tops<R>* tops_;            // [blocks]: what the exponentials are relative to
+  Pending pending_;
+};
+
+template <class S, class T> void distill_loss(const DistillLoss& op, int64_t begin, int64_t end, void* scratch) {
+  op.hard ? Walk<S, true>(op, kSource<T>, scratch).rows(begin, end) : Walk<S, false>(op, kSource<T>, scratch).rows(begin, end);
+}
+
+template <class R> void plan(DistillLoss& op, int64_t rows) {
+  op.hard = false;
+  op.kept_weight = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const Row<R> row = row_at<R>(op, r);
+    if (row.state == Row<R>::kSkipped) continue;
+    op.kept_weight += row.weight;
+    op.hard |= row.hard != 0 && row.tau != 1;
+  }
+}
+
+template <class R> void reduce(const void* loss, int64_t rows, double divisor, void* out) {
+  double total = 0;
+  for (int64_t r = 0; r < rows; ++r) total += static_cast<const R*>(loss)[r];
+  *static_cast<R*>(out) = total / divisor;
+}
+
+// One read, one write.
+template <class T>
+void scale_rows(Matrix gradient, const void* grad, int64_t grad_step, double factor, int64_t begin, int64_t end,
+                bool past_caches, Matrix out) {
+  using V = Vector<Real<T>>;
+  constexpr int64_t lanes = kLanes<V>, bytes = lanes * sizeof(T);
+  for (int64_t r = begin; r < end; ++r) {
+    const Real<T> g = static_cast<const Real<T>*>(grad)[r * grad_step] * Real<T>(factor);
+    const T* const x = row_of<T>(gradient, r);
+    T* const y = const_cast<T*>(row_of<T>(out, r));
+    int64_t i = 0;
+    if (past_caches && (uintptr_t)y % bytes) {
+      i = (bytes - (uintptr_t)y % bytes) / sizeof(T);
+      if (i > gradient.classes) i = gradient.classes;
+      store_tail(y, i, load_tail(x, i) * g);
+    }
+    for (; i + lanes <= gradient.classes; i += lanes) {
+      __builtin_prefetch((const char*)(x + i) + kAhead);
+      past_caches ? stream(y + i, load(x + i) * g) : store(y + i, load(x + i) * g);
+    }
+    if (i < gradient.classes) store_tail(y + i, gradient.classes - i, load_tail(x + i, gradient.classes - i) * g);
+  }
+  if (past_caches) stream_fence();
+}
+
+}  // namespace
+
+const LossKernel loss_kernels[kDtypes][kDtypes] = {
+    {distill_loss<float, float>, nullptr, distill_loss<float, _Float16>, distill_loss<float, BFloat16>},
+    {nullptr, distill_loss<double, double>, nullptr, nullptr},
+    {distill_loss<_Float16, float>, nullptr, distill_loss<_Float16, _Float16>, distill_loss<_Float16, BFloat16>},
+    {distill_loss<BFloat16, float>, nullptr, distill_loss<BFloat16, _Float16>, distill_loss<BFloat16, BFloat16>},
+};
+const PlanKernel plan_kernels[2] = {plan<float>, plan<double>};
+const ReduceKernel reduce_kernels[2] = {reduce<float>, reduce<double>};
+const ScaleKernel scale_kernels[kDtypes] = {scale_rows<float>, scale_rows<double>, scale_rows<_Float16>,
+                                            scale_rows<BFloat16>};
+
+}  // namespace tamis::TAMIS_ISA

@@ -1,0 +1,88 @@
+"""Compiles entries and measures what came out; a compilation is cached by its sources."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from . import cuda, triton
+from .inventory import Entry, kernels_folder
+from .resources import Resources, measure
+
+FORMAT = 2  # of what is cached
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled entry."""
+
+    entry: Entry
+    cubin: Path
+    resources: Resources
+
+    def json(self) -> dict[str, str | int]:
+        e, r = self.entry, self.resources
+        return {
+            "name": e.variant.kernel,
+            "family": e.family,
+            "backend": e.backend,
+            "arch": e.arch_name,
+            "registers": r.registers,
+            "spills": r.stack + r.local,  # nothing here calls or indexes a local array, so stack is spilled registers
+            "shared": r.shared,
+            "file": e.file,
+        }
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("TAMIS_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tamis"
+
+
+def build(wanted: list[Entry], jobs: int = 1, done: Callable[[Kernel], None] | None = None) -> list[Kernel]:
+    """Kernels in the order of `wanted`; `done` hears of each."""
+    kernels = []
+    for kernel in _in_parallel(wanted, jobs):
+        kernels.append(kernel)
+        if done:
+            done(kernel)
+    return kernels
+
+
+def _in_parallel(wanted: list[Entry], jobs: int) -> Iterable[Kernel]:
+    fresh = sum(not _cached(entry).with_suffix(".json").exists() for entry in wanted)
+    if min(jobs, fresh) < 2:
+        yield from map(_compiled, wanted)
+        return
+    with ProcessPoolExecutor(min(jobs, fresh), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_compiled, wanted)
+
+
+def _compiled(entry: Entry) -> Kernel:
+    cubin = _cached(entry)
+    facts = cubin.with_suffix(".json")
+    if not facts.exists():  # written last, so that its cubin is whole
+        cubin.parent.mkdir(parents=True, exist_ok=True)
+        partial = cubin.with_suffix(f".{os.getpid()}")
+        code, dynamic = (triton if entry.backend == "triton" else cuda).compile(entry)
+        partial.write_bytes(code)
+        partial.replace(cubin)
+        partial.write_text(json.dumps(asdict(measure(cubin, dynamic))))
+        partial.replace(facts)
+    return Kernel(entry, cubin, Resources(**json.loads(facts.read_text())))
+
+
+def _cached(entry: Entry) -> Path:
+    """The place of its cubin, by everything that decides its bytes."""
+    backend = triton if entry.backend == "triton" else cuda
+    digest = hashlib.sha256(repr((entry, backend.version(), FORMAT)).encode())
+    for folder in ("common", entry.family):
+        for suffix in backend.SOURCES:
+            for file in sorted((kernels_folder() / folder).glob(suffix)):
+                if file.name != "aot.py":
+                    digest.update(file.name.encode() + file.read_bytes())
+    return cache_folder() / "aot" / f"{digest.hexdigest()[:32]}.cubin"

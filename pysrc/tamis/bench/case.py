@@ -1,0 +1,55 @@
+"""What a family says about one measurement."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Results = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way to compute a case: what is timed, and what comes before it.
+
+    Args:
+        run: timed; gets what `prepare` returned.
+        prepare: before every run, outside the time.
+    """
+
+    run: Callable[[Any], Results]
+    prepare: Callable[[], Any] = lambda: None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One op, mode, shape and dtype.
+
+    Args:
+        shape: sizes by axis, as they are printed.
+        providers: by name, each a function of what `setup` returned; the first is ours, and ratios are relative to it.
+        setup: makes the inputs, once.
+        truth: the results in float64, in the order that every route returns them.
+        read, written: bytes of memory that any implementation must move at least, each counted once.
+        exponentials: that any implementation must take at least.
+    """
+
+    op: str
+    mode: str
+    shape: Mapping[str, int]
+    dtype: str
+    setup: Callable[[], Any]
+    providers: Mapping[str, Callable[[Any], Route]]
+    truth: Callable[[Any], Results]
+    read: int = 0
+    written: int = 0
+    exponentials: int = 0
+
+    @property
+    def traffic(self) -> int:
+        return self.read + self.written
+
+    @property
+    def label(self) -> str:
+        return f"{self.op} {self.mode} {'x'.join(map(str, self.shape.values()))} {self.dtype}"

@@ -1,0 +1,161 @@
+"""Times the routes of one case against each other and against the machine.
+
+Every round runs each route once, A B C A B C, and the probes of the roofline too: drift of the machine cancels in
+ratios taken within a round.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from .case import Case, Results, Route
+from .memory import peak_bytes
+
+
+class Limits(NamedTuple):
+    seconds: float  # of measuring a case, about
+    fewest: int  # rounds
+    most: int
+
+
+FULL = Limits(4.0, 7, 2000)
+QUICK = Limits(1.0, 5, 400)
+
+
+class Probes(NamedTuple):
+    """The machine's own rates, measured between the routes; None where a case has no such bound.
+
+    Args:
+        stream: bytes/s over the case's working set, of a copy, or of a read where nothing is written.
+        exp: exponentials/s.
+    """
+
+    stream: Callable[[], float] | None = None
+    exp: Callable[[], float] | None = None
+
+
+def native_probes(case: Case, isa: str, threads: int) -> Probes:
+    from tamis import _native
+
+    kind = "copy" if case.written else "read"
+    stream = _native.Probe(kind, isa, bytes=case.traffic, threads=threads).rate if case.traffic else None
+    exp = _native.Probe("exp", isa, threads=threads).rate if case.exponentials else None
+    return Probes(stream, exp)
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    ordered = sorted(values)
+    at = q * (len(ordered) - 1)
+    low = int(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+
+
+def _once(route: Route) -> float:
+    """Seconds. What comes out is freed outside the time."""
+    prepared = route.prepare()
+    start = time.perf_counter_ns()
+    result = route.run(prepared)
+    end = time.perf_counter_ns()
+    del result
+    return (end - start) * 1e-9
+
+
+def alternate(actions: Mapping[str, Callable[[], float]], limits: Limits) -> dict[str, list[float]]:
+    """What each action gave, round by round."""
+    samples: dict[str, list[float]] = {name: [] for name in actions}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        begin = time.perf_counter()
+        for done in range(limits.most):
+            if done >= limits.fewest and time.perf_counter() - begin > limits.seconds:
+                break
+            for name, action in actions.items():
+                samples[name].append(action())
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def relative_errors(got: Results, truth: Results) -> list[float]:
+    """Of each result: the largest difference over the largest true value."""
+    errors = []
+    for value, true in zip(got, truth, strict=True):
+        difference = (value.detach().double() - true).abs().max()
+        errors.append(float(difference / true.abs().max().clamp_min(torch.finfo(torch.float64).tiny)))
+    return errors
+
+
+def measure(case: Case, limits: Limits, probes: Probes | None = None) -> list[dict[str, Any]]:
+    """One row a provider; a provider that fails has `failed` instead of figures.
+
+    Args:
+        probes: of the roofline; None for no such figures.
+    """
+    probes = probes or Probes()
+    inputs = case.setup()
+    truth = case.truth(inputs)
+    routes: dict[str, Route] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    place = {"op": case.op, "mode": case.mode, "shape": dict(case.shape), "dtype": case.dtype}
+    for name, provider in case.providers.items():
+        row = rows[name] = {**place, "provider": name}
+        try:
+            routes[name] = route = provider(inputs)
+            names = ("loss_error", "gradient_error")
+            row.update(zip(names, relative_errors(route.run(route.prepare()), truth), strict=False))
+            route.run(route.prepare())  # warm
+            prepared = route.prepare()
+            row["peak_bytes"] = peak_bytes(lambda route=route, prepared=prepared: route.run(prepared))
+            del prepared
+        except Exception as error:  # a peer that cannot run here is a line in the table, not the end of it
+            routes.pop(name, None)
+            row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
+    del truth
+    actions: dict[str, Callable[[], float]] = {n: (lambda route=route: _once(route)) for n, route in routes.items()}
+    rates = {f"probe {kind}": probe for kind, probe in probes._asdict().items() if probe is not None}
+    samples = alternate(actions | rates, limits)
+    floors = _floors(case, samples)
+    ours = samples.get(next(iter(case.providers)))
+    for name in routes:
+        rows[name].update(_figures(case, samples[name], ours, floors))
+    return list(rows.values())
+
+
+_Floors = dict[str, list[float]]
+
+
+def _floors(case: Case, samples: Mapping[str, list[float]]) -> _Floors:
+    """Seconds that the machine would take, round by round: moving the bytes alone, and the slower of that and exp."""
+    floors = {}
+    if "probe stream" in samples:
+        floors["stream"] = [case.traffic / rate for rate in samples["probe stream"]]
+        floors["roofline"] = floors["stream"]
+    if "probe exp" in samples:
+        exp = [case.exponentials / rate for rate in samples["probe exp"]]
+        floors["roofline"] = [max(pair) for pair in zip(floors.get("stream", exp), exp, strict=True)]
+    return floors
+
+
+def _figures(case: Case, times: list[float], ours: list[float] | None, floors: _Floors) -> dict[str, Any]:
+    median = statistics.median(times)
+    row: dict[str, Any] = {
+        "median_s": median,
+        "p20_s": quantile(times, 0.2),
+        "p80_s": quantile(times, 0.8),
+        "rounds": len(times),
+    }
+    if ours:
+        row["ratio"] = statistics.median(t / o for t, o in zip(times, ours, strict=True))
+    if case.traffic:
+        row["bytes_per_second"] = case.traffic / median
+    for name, floor in floors.items():
+        row[f"{name}_percent"] = 100 * statistics.median(f / t for f, t in zip(floor, times, strict=True))
+        row[f"{name}_s"] = statistics.median(floor)
+    return row

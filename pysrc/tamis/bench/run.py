@@ -1,0 +1,86 @@
+"""A whole benchmark: workers one after the other, their rows in one result."""
+
+import json
+import pkgutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .machine import ALLOCATORS, allocator_environment
+from .worker import Job
+
+SCHEMA = 1
+KEY = ("family", "op", "mode", "shape", "dtype", "threads", "allocator", "provider")  # of a row
+
+Result = dict[str, Any]  # {"schema", "header", "rows"}
+Row = dict[str, Any]
+
+
+def families() -> list[str]:
+    import tamis.benchmarks
+
+    return sorted(module.name for module in pkgutil.iter_modules(tamis.benchmarks.__path__))
+
+
+def run(
+    names: Sequence[str],
+    *,
+    threads: Sequence[int],
+    allocators: Sequence[str] = tuple(ALLOCATORS),
+    quick: bool = False,
+    peers: bool = False,
+    only: str = "",
+) -> Result:
+    """Every family in every allocator mode at every thread count, each in its own process."""
+    result: Result = {"schema": SCHEMA, "header": {}, "rows": []}
+    for family in names:
+        for allocator in allocators:
+            for count in threads:
+                job = Job(family=family, threads=count, quick=quick, peers=peers, only=only, out="")
+                part = _worker(job, allocator)
+                result["header"] = result["header"] or part["header"]
+                result["rows"] += part["rows"]
+    return result
+
+
+def _worker(job: Job, allocator: str) -> Result:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.json"
+        job["out"] = str(out)
+        environment = allocator_environment(allocator) | {"OMP_NUM_THREADS": str(job["threads"])}
+        command = [sys.executable, "-m", "tamis.bench.worker", json.dumps(job)]
+        subprocess.run(command, env=environment, check=True)
+        part: Result = json.loads(out.read_text())
+        return part
+
+
+def key(row: Row) -> tuple[str, ...]:
+    return tuple(json.dumps(row[name]) if name == "shape" else str(row[name]) for name in KEY)
+
+
+def save(result: Result, path: Path) -> None:
+    """One row a line, so that a diff shows what moved."""
+    rows = ",\n".join("  " + json.dumps(_rounded(row)) for row in result["rows"])
+    header = json.dumps(result["header"], indent=1).replace("\n", "\n ")
+    path.write_text(f'{{\n "schema": {result["schema"]},\n "header": {header},\n "rows": [\n{rows}\n ]\n}}\n')
+
+
+def _rounded(row: Row) -> Row:
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
+
+
+def load(path: Path) -> Result:
+    """Raises ValueError for another file or another schema."""
+    result = json.loads(path.read_text())
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        raise ValueError(f"tamis.bench: {path}: expected a result of schema {SCHEMA}")
+    return result
+
+
+def compare(old: Iterable[Row], new: Iterable[Row]) -> list[tuple[Row, float]]:
+    """The rows measured in both, each with old over new median: above 1 is faster now."""
+    before = {key(row): row["median_s"] for row in old if "median_s" in row}
+    return [(row, before[key(row)] / row["median_s"]) for row in new if "median_s" in row and key(row) in before]

@@ -1,0 +1,98 @@
+"""A result as tables in the terminal."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .run import Result, Row, compare
+
+Column = tuple[str, Callable[[Row], str]]
+
+
+def seconds(value: float) -> str:
+    """Three digits with the unit that suits."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value * 1e9:.3g} ns"
+
+
+def size(value: float) -> str:
+    return f"{value / 1e6:.0f} MB" if value >= 1e6 else f"{value / 1e3:.0f} kB"
+
+
+def optional(key: str, form: Callable[[Any], str]) -> Callable[[Row], str]:
+    return lambda row: form(row[key]) if row.get(key) is not None else ""
+
+
+def spread(row: Row) -> str:
+    return f"{seconds(row['p20_s'])} – {seconds(row['p80_s'])}" if "p20_s" in row else ""
+
+
+COLUMNS: tuple[Column, ...] = (
+    ("provider", lambda row: row["provider"]),
+    ("median", lambda row: seconds(row["median_s"]) if "median_s" in row else row.get("failed", "")),
+    ("p20 – p80", spread),
+    ("x tamis", optional("ratio", lambda v: f"{v:.2f}")),
+    ("GB/s", optional("bytes_per_second", lambda v: f"{v / 1e9:.1f}")),
+    ("% streams", optional("stream_percent", lambda v: f"{v:.0f}")),
+    ("% roofline", optional("roofline_percent", lambda v: f"{v:.0f}")),
+    ("peak", optional("peak_bytes", size)),
+    ("loss error", optional("loss_error", lambda v: f"{v:.1e}")),
+    ("gradient error", optional("gradient_error", lambda v: f"{v:.1e}")),
+)
+
+LEGEND = (
+    "x tamis: time over tamis's, median of the ratios within each round. GB/s: the least traffic over the time. "
+    "% streams: of the time to move the least traffic at the measured rate of a copy of as many bytes (a read, where "
+    "nothing is written). % roofline: of the slower of that and the exponentials at their measured peak. peak: how far "
+    "resident memory rises during the call, its results counted (Linux's high-water mark, reset before). errors: the "
+    "largest difference from float64 over the largest true value."
+)
+
+
+def case_of(row: Row) -> tuple[str, ...]:
+    """What the rows of one table share."""
+    shape = " x ".join(str(n) for n in row["shape"].values())
+    return row["op"], row["mode"], shape, row["dtype"], f"{row['threads']} threads", f"{row['allocator']} allocator"
+
+
+def title(row: Row) -> str:
+    op, mode, shape, dtype, threads, allocator = case_of(row)
+    threads = "1 thread" if row["threads"] == 1 else threads
+    return f"{op}, {mode}: {shape} {dtype}, {threads}, {allocator}"
+
+
+def machine(header: Row) -> str:
+    return (
+        f"{header['cpu']}, {header['cores']} cores, {header['isa']}, huge pages {header['huge_pages']}; "
+        f"torch {header['torch']}, tamis {header['tamis']} at {header['commit']}; {header['date']}"
+    )
+
+
+def show(result: Result, console: Console) -> None:
+    console.print(machine(result["header"]))
+    tables: dict[str, list[Row]] = {}
+    for row in result["rows"]:
+        tables.setdefault(title(row), []).append(row)
+    for name, rows in tables.items():
+        table = Table(title=name, title_justify="left", title_style="bold")
+        for heading, _ in COLUMNS:
+            table.add_column(heading, justify="left" if heading == "provider" else "right")
+        for row in rows:
+            table.add_row(*(form(row) for _, form in COLUMNS))
+        console.print(table)
+    console.print(LEGEND, style="dim")
+
+
+def show_comparison(old: Result, new: Result, console: Console) -> None:
+    """Ratios to an older file: above 1 is faster now."""
+    console.print(f"before: {machine(old['header'])}\nnow:    {machine(new['header'])}")
+    table = Table(title="old time / new time", title_justify="left")
+    for heading in ("case", "provider", "now", "old / new"):
+        table.add_column(heading)
+    for row, ratio in compare(old["rows"], new["rows"]):
+        table.add_row(title(row), row["provider"], seconds(row["median_s"]), f"{ratio:.2f}")
+    console.print(table)

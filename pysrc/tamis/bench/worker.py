@@ -1,0 +1,53 @@
+"""One family, one allocator mode, one thread count, in a process of its own; prints nothing but progress.
+
+`python -m tamis.bench.worker '{"family": "distill", ...}'`, started by `run.py`.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from .case import Case
+from .machine import allocator_mode, header
+from .measure import FULL, QUICK, Probes, measure, native_probes
+
+
+class Job(TypedDict):
+    family: str
+    threads: int
+    quick: bool
+    peers: bool
+    only: str  # a case runs if this is part of its label
+    out: str
+
+
+def cases(family: str, *, quick: bool, peers: bool) -> Iterable[Case]:
+    module = importlib.import_module(f"tamis.benchmarks.{family}")
+    found: Iterable[Case] = module.cases(quick=quick, peers=peers)
+    return found
+
+
+def work(job: Job) -> dict[str, Any]:
+    torch.set_num_threads(job["threads"])
+    head = header()
+    rows: list[dict[str, Any]] = []
+    for case in cases(job["family"], quick=job["quick"], peers=job["peers"]):
+        if job["only"] not in case.label:
+            continue
+        print(f"{allocator_mode()} allocator, threads {job['threads']}: {case.label}", file=sys.stderr, flush=True)
+        torch.compiler.reset()  # each shape is compiled for itself, as a training run would
+        probes = native_probes(case, head["isa"], job["threads"]) if case.traffic else Probes()
+        for row in measure(case, QUICK if job["quick"] else FULL, probes):
+            place = {"family": job["family"], "threads": job["threads"], "allocator": allocator_mode()}
+            rows.append(place | row)
+    return {"header": head, "rows": rows}
+
+
+if __name__ == "__main__":
+    job: Job = json.loads(sys.argv[1])
+    Path(job["out"]).write_text(json.dumps(work(job)))

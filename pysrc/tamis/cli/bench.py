@@ -1,0 +1,71 @@
+"""`tamis bench` and `tamis report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODES = ("default", "kept", "both")
+
+
+def bench(
+    family: Annotated[str, typer.Argument(help="One family; all where none is named.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="A few shapes on one thread, under a minute.")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Also other libraries, and other ways in torch.")] = False,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    compare: Annotated[Path | None, typer.Option("--compare", help="Print ratios to this earlier result.")] = None,
+    allocator: Annotated[str, typer.Option("--allocator", help="default, kept or both; see --help of malloc.")] = "",
+    threads: Annotated[str, typer.Option("--threads", help="Counts, by comma; `all` is what torch would use.")] = "",
+    only: Annotated[str, typer.Option("--only", help="Only cases with this in their name.")] = "",
+) -> None:
+    """Measure the kernels against torch and against this machine."""
+    import torch
+    from rich.console import Console
+
+    from ..bench import run as engine
+    from ..bench.machine import ALLOCATORS
+    from ..bench.table import show, show_comparison
+
+    known = engine.families()
+    if family and family not in known:
+        raise typer.BadParameter(f"expected one of {', '.join(known)}, got {family}")
+    if allocator and allocator not in MODES:
+        raise typer.BadParameter(f"--allocator: expected one of {', '.join(MODES)}, got {allocator}")
+    allocator = allocator or ("default" if quick else "both")
+    counts = [_threads(word, torch.get_num_threads()) for word in (threads or ("1" if quick else "1,all")).split(",")]
+    earlier = engine.load(compare) if compare else None  # before the hours of work
+    result = engine.run(
+        [family] if family else known,
+        threads=list(dict.fromkeys(counts)),
+        allocators=tuple(ALLOCATORS) if allocator == "both" else (allocator,),
+        quick=quick,
+        peers=peers,
+        only=only,
+    )
+    console = Console()
+    show(result, console)
+    if earlier:
+        show_comparison(earlier, result, console)
+    if json:
+        engine.save(result, json)
+
+
+def _threads(word: str, every: int) -> int:
+    if word.strip() == "all":
+        return every
+    if not word.strip().isdecimal() or int(word) < 1:
+        raise typer.BadParameter(f"--threads: expected counts or all, got {word}")
+    return int(word)
+
+
+def report(
+    out: Annotated[Path | None, typer.Option("--out", help="The page; by default benchmarks/README.md.")] = None,
+    results: Annotated[Path | None, typer.Option("--results", help="Folder; by default the committed ones.")] = None,
+) -> None:
+    """Make the benchmark page from JSON results."""
+    import tamis.benchmarks
+
+    from ..bench.report import report as write
+
+    home = Path(next(iter(tamis.benchmarks.__path__)))
+    write(results or home / "results", out or home / "README.md")

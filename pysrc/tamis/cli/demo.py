@@ -1,0 +1,122 @@
+"""`tamis demo`: what the library is for, in two minutes on a laptop."""
+
+import importlib
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..pipelines.demo import Result
+
+
+def demo(
+    seed: Annotated[int, typer.Option(help="Of the weights, the batches and the held-out text.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Of the teacher, and of each student.")] = 80,
+    threads: Annotated[int, typer.Option(min=0, help="0: as many as torch would use.")] = 0,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    text: Annotated[Path | None, typer.Option(help="A text of your own instead of Python's documentation.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile", help="Also plain torch under torch.compile.")] = False,
+    no_bench: Annotated[bool, typer.Option("--no-bench", help="Leave out the benchmark at the end.")] = False,
+) -> None:
+    """Distil a next-word model on real text, by plain torch and by tamis, and compare."""
+    import torch
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ..pipelines.data import PYTHON_DOCS, MissingData
+    from ..pipelines.demo import Settings, run
+
+    if threads:
+        torch.set_num_threads(threads)
+    console = Console()
+    columns = (
+        TextColumn("{task.description:<8}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        tasks = {
+            "text": progress.add_task("text", total=1, words=""),
+            "teacher": progress.add_task("teacher", total=steps, start=False, words=""),
+            "students": progress.add_task("students", total=steps, start=False, words=""),
+        }
+        phases = list(tasks)
+
+        def report(phase: str, done: int, total: int, words: str) -> None:
+            progress.update(tasks[phase], completed=done, total=total, words=words)
+            if done == total and phase != phases[-1]:
+                progress.start_task(tasks[phases[phases.index(phase) + 1]])
+
+        try:
+            source = None if text is None else PYTHON_DOCS.load(text)
+            settings = Settings(seed=seed, steps=steps, teacher_steps=steps)
+            result = run(source, settings, compiled=compiled, report=report)
+        except MissingData as error:
+            progress.stop()
+            raise typer.BadParameter(f"{error} (--text PATH)") from error
+    console.print(_table(result))
+    console.print(_words(result))
+    if json:
+        json.write_text(json_module.dumps(result.to_json(), indent=1) + "\n")
+    if not no_bench:
+        console.print("\n[bold]tamis bench distill --quick[/bold]")
+        importlib.import_module("tamis.cli.bench").bench("distill", quick=True)
+
+
+def _table(result: "Result") -> "Table":
+    from rich.table import Table
+
+    from ..pipelines.demo import ratio, settled
+
+    settings, students = result.settings, result.students
+    table = Table(
+        title=f"The same student, {result.corpus['classes']:,} classes x {settings.rows:,} positions a step, "
+        f"{result.threads} {'thread' if result.threads == 1 else 'threads'}"
+    )
+    table.add_column("")
+    for name in students:
+        table.add_column("plain torch" if name == "torch" else name, justify="right")
+    table.add_column("", justify="right")
+    scores = [student.score for student in students.values() if student.score is not None]
+    table.add_row("next word right", *(f"{s.accuracy:.1%}" for s in scores), "")
+    table.add_row("perplexity", *(f"{s.perplexity:.1f}" for s in scores), "")
+    table.add_row("guesses as its teacher", *(f"{s.agreement:.1%}" for s in scores), "")
+    plain, tamis = students["torch"], students["tamis"]
+    table.add_row(
+        "loss and its gradient",
+        *(f"{settled(s.loss_ms):.1f} ms" for s in students.values()),
+        f"[bold]{ratio(plain.loss_ms, tamis.loss_ms):.1f}x[/bold]",
+    )
+    table.add_row(
+        "whole step",
+        *(f"{settled(s.step_ms):.0f} ms" for s in students.values()),
+        f"[bold]{ratio(plain.step_ms, tamis.step_ms):.1f}x[/bold]",
+    )
+    if plain.loss_bytes and tamis.loss_bytes:
+        table.add_row(
+            "peak memory of the loss",
+            *("-" if s.loss_bytes is None else f"{s.loss_bytes / 2**20:.0f} MiB" for s in students.values()),
+            f"[bold]{plain.loss_bytes / tamis.loss_bytes:.1f}x[/bold]",
+        )
+    return table
+
+
+def _words(result: "Result") -> str:
+    """What the table's figures mean, in three lines."""
+    from ..bench.machine import allocator_mode, huge_pages
+    from ..common.backend import isa
+
+    difference = result.loss_difference["tamis"]
+    return (
+        f"teacher {result.teacher.accuracy:.1%} right, perplexity {result.teacher.perplexity:.1f}; "
+        f"most frequent word {result.chance.accuracy:.1%}, {result.chance.perplexity:.1f}\n"
+        f"losses differ by {difference['first']:.0e} at the first step, at most {difference['max']:.0e} "
+        f"in {result.settings.steps} steps\n"
+        f"medians of paired steps; kernels {isa()}, malloc {allocator_mode()}, huge pages {huge_pages()}"
+    )

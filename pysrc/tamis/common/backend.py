@@ -1,0 +1,59 @@
+"""Which implementation serves a call, and why."""
+
+import importlib.util
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import check_choice, fail
+
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
+
+
+class Choice(NamedTuple):
+    backend: str  # cpu, triton, cuda or reference
+    kernel: str
+    reason: str
+
+
+def isa() -> str:
+    """The instruction set whose CPU kernels run."""
+    current: str = torch.ops.tamis._isa()
+    return current
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def choose(fn: str, impl: str, tensor: Tensor, *, cuda_kernels: bool = False) -> Choice:
+    """The implementation of `fn` for a tensor's device; `impl` or, where that is auto, TAMIS_BACKEND may name another.
+
+    Raises:
+        ValueError: `impl` is no implementation, or cannot serve this device.
+    """
+    forced = "impl" if impl != "auto" else "TAMIS_BACKEND"
+    wanted = impl if impl != "auto" else os.environ.get("TAMIS_BACKEND", "auto")
+    check_choice(fn, forced, wanted, IMPLEMENTATIONS)
+    device = tensor.device.type
+    if wanted == "auto":
+        if device == "cpu":
+            return Choice("cpu", "simd", "CPU tensors")
+        if device == "cuda":
+            return Choice("triton", f"{fn}_kernel", "CUDA tensors")
+        return Choice("reference", "plain torch", f"tamis has no kernel for {device}")
+    reason = f"{forced}={wanted}"
+    if wanted == "cpu" and device != "cpu":
+        fail(fn, forced, "CPU tensors for cpu", device)
+    if wanted == "triton":
+        if device != "cuda" and not interpreted():
+            fail(fn, forced, "CUDA tensors for triton (or TRITON_INTERPRET=1)", device)
+        if importlib.util.find_spec("triton") is None:
+            fail(fn, forced, "triton installed: pip install tamis[triton]", "none", ImportError)
+    if wanted == "cuda" and (device != "cuda" or not cuda_kernels):
+        fail(fn, forced, "an op with a CUDA C++ kernel, and CUDA tensors, for cuda", f"{fn} on {device}")
+    kernel = {"cpu": "simd", "triton": f"{fn}_kernel", "reference": "plain torch"}.get(wanted, fn)
+    return Choice(wanted, kernel, reason)

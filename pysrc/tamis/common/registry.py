@@ -1,0 +1,77 @@
+"""What an op of csrc/schemas.cpp gets from Python."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_library = torch.library.Library("tamis", "FRAGMENT")
+
+
+def below_autograd(op: Callable[..., Any], *args: object) -> Any:
+    """The op itself; to be called by its own autograd.Function."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def register(
+    name: str,
+    *,
+    fake: Callable[..., Any],
+    cuda: Callable[..., Any],
+    reference: Callable[..., Any],
+    autograd: Callable[..., Any] | None = None,
+) -> None:
+    """CPU is C++'s; `reference` serves every device that is neither CPU nor CUDA.
+
+    `autograd` becomes the op's Autograd kernel, called with every argument of the schema, so the raw op and the public
+    function share one route. An op without one refuses to be differentiated: torch's own default is a warning and a
+    gradient of None. Schemas have no keyword-only arguments.
+    """
+    op = getattr(torch.ops.tamis, name).default
+    torch.library.register_fake(op, fake, lib=_library)
+    _library.impl(name, cuda, "CUDA")
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    differentiate = autograd or _refusal(op).apply
+    returns_list = [str(value.type) for value in op._schema.returns] == ["List[Tensor]"]
+    defaults = tuple(argument.default_value for argument in op._schema.arguments)
+
+    def route(*args: object) -> object:
+        args += defaults[len(args) :]  # torch hands trailing defaults over as absent; backward must count every input
+        out = differentiate(*args) if torch.is_grad_enabled() else below_autograd(op, *args)
+        return list(out) if returns_list else out
+
+    _library.impl(name, route, "Autograd")
+
+
+def _refusal(op: Callable[..., Any]) -> Any:
+    class Refusal(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: object) -> Any:
+            out = below_autograd(op, *args)
+            return tuple(out) if isinstance(out, list) else out
+
+        @staticmethod
+        def backward(ctx: Any, *grads: object) -> Any:
+            raise NotImplementedError(f"{op}: not differentiable")
+
+    return Refusal
+
+
+class _RefuseSecond(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: torch.Tensor, name: str) -> torch.Tensor:
+        ctx.op = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: object) -> Any:
+        raise NotImplementedError(f"tamis.{ctx.op}: its second derivative is not implemented")
+
+
+def once(gradient: torch.Tensor, name: str) -> torch.Tensor:
+    """A gradient that is not itself differentiable: under `create_graph=True` it says so when that is tried."""
+    if not torch.is_grad_enabled():
+        return gradient
+    result: torch.Tensor = _RefuseSecond.apply(gradient.detach().requires_grad_(), name)
+    return result

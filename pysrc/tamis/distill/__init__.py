@@ -1,0 +1,6 @@
+"""Distillation losses and what they say of where student and teacher deviate."""
+
+from .modules import DistillationLoss
+from .ops import DeviationStats, deviation_stats, distill_loss
+
+__all__ = ["DeviationStats", "DistillationLoss", "deviation_stats", "distill_loss"]

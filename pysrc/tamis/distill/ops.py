@@ -1,0 +1,362 @@
+"""Checks, autograd and registration; the arithmetic is in kernels/distill."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..common.backend import Choice, choose
+from ..common.checks import (
+    check_choice,
+    check_like,
+    check_logits,
+    check_number,
+    check_tensor,
+    fail,
+    reads_values,
+    real_dtype,
+)
+from ..common.registry import below_autograd, once, register
+from . import cuda, reference
+
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class DeviationStats(NamedTuple):
+    """Where student and teacher deviate (2301.12923), each of the leading axes' shape, at temperature 1.
+
+    Log-odds are log(p / (1 - p)) of the teacher's argmax under either model, from the logsumexp without that class, so
+    they are exact where 1 - p rounds to 0. Ties in argmax: the lowest index. Entropies in nats.
+    """
+
+    teacher_logsumexp: Tensor
+    student_logsumexp: Tensor
+    teacher_entropy: Tensor
+    student_entropy: Tensor
+    teacher_max_prob: Tensor
+    student_max_prob: Tensor
+    teacher_argmax: Tensor
+    student_argmax: Tensor
+    teacher_log_odds: Tensor
+    student_log_odds: Tensor
+    agree: Tensor
+
+
+def distill_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 1.0,
+    alpha: float | Tensor = 1.0,
+    divergence: str = "forward_kl",
+    beta: float = 0.5,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    row_weight: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
+    vocab_size: int | None = None,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    student_logit_scale: float = 1.0,
+    teacher_logit_scale: float = 1.0,
+    overwrite_logits: bool = False,
+    return_stats: bool = False,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, DeviationStats]:
+    """alpha T^2 KL(teacher || student, both at temperature T) + (1 - alpha) CE(student at temperature 1, target).
+
+    The gradient is formed in the forward pass, when one is needed, in one read of both logits; only student_logits gets
+    one. Differentiable once; torch.func transforms and forward mode are refused.
+
+    Args:
+        student_logits: [*, classes], float32, bfloat16, float16 or float64; the leading axes are rows. Any strides.
+        teacher_logits: [*, classes], its own dtype, but float64 beside float64 and only there. A constant.
+        target: [*] integers in 0..classes-1. A row of `ignore_index` counts in neither term nor in the mean.
+        temperature: T > 0: a number, a 0-d tensor, or one per row [*]. (A number specialises a compiled graph.)
+        alpha: in [0, 1], likewise; below 1 it needs a target.
+        divergence: "forward_kl"; reverse_kl, jsd, total_variation and logit_mse are not yet implemented.
+        beta: of jsd.
+        label_smoothing: in [0, 1], of the cross-entropy, as torch's.
+        reduction: "mean" divides by the weight of the rows kept, or by num_items_in_batch; "sum"; "none": [*].
+        row_weight: [*]. A row of weight 0 does not count, whatever it holds.
+        num_items_in_batch: a number or 0-d tensor, for gradient accumulation ("mean" only).
+        vocab_size: classes to read of both; needed where they differ. Padding never counts, its gradient is 0.
+        student_softcap, teacher_softcap: > 0; logits become cap * tanh(logits / cap), after the scale.
+        student_logit_scale, teacher_logit_scale: multiply the logits first.
+        overwrite_logits: student_logits, which must not be a leaf, is overwritten in the forward pass and holds its
+            gradient from backward on; nothing is allocated, and a second backward raises. Under torch.compile the
+            gradient is a new tensor.
+        return_stats: also DeviationStats.
+        impl: "auto", "reference", "cpu", "triton" or "cuda".
+    Returns:
+        The loss, float32 (float64 for float64), sums in that dtype: 0-d, or [*] for "none". A class at -inf in both
+        models adds 0, one at -inf in the student alone makes its row inf, NaN stays in its row. No row kept: 0, with zero
+        gradients.
+    Raises:
+        TypeError, ValueError: an argument, before any work; values of CPU tensors are checked in eager mode, elsewhere
+            a row with a bad target, temperature or alpha has the loss NaN.
+        NotImplementedError: a divergence that is to come; a second derivative.
+    Source: 2301.12923 section 1; Hinton et al. 2015 for T^2.
+    """
+    fn = "distill_loss"
+    check_choice(fn, "divergence", divergence, DIVERGENCES)
+    if divergence != "forward_kl":
+        raise NotImplementedError(f"tamis.{fn}: divergence: {divergence} is not yet implemented; forward_kl is")
+    check_choice(fn, "reduction", reduction, REDUCTIONS)
+    classes = _check_models(
+        fn, student_logits, teacher_logits, vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale
+    )
+    check_number(fn, "beta", beta, "0 to 1", 0 <= beta <= 1)
+    check_number(fn, "label_smoothing", label_smoothing, "0 to 1", 0 <= label_smoothing <= 1)
+    temperature = _per_row(fn, "temperature", temperature, student_logits, "above 0", lambda t: t > 0)
+    needs_target = target is None and not isinstance(alpha, Tensor) and isinstance(alpha, (int, float)) and alpha < 1
+    if needs_target:
+        fail(fn, "target", f"a target for alpha={alpha}", None)
+    mix = _per_row(fn, "alpha", alpha, student_logits, "0 to 1", lambda a: (a >= 0) & (a <= 1))
+    if target is None and isinstance(alpha, Tensor) and reads_values(alpha) and bool((alpha < 1).any()):
+        fail(fn, "target", "a target for alpha below 1", None)
+    if target is not None:
+        target = _check_target(fn, target, student_logits, classes, ignore_index)
+    if row_weight is not None:
+        check_like(fn, "row_weight", check_tensor(fn, "row_weight", row_weight), student_logits.shape[:-1], student_logits.device)
+    items = _items(fn, num_items_in_batch, reduction, student_logits)
+    choice = choose(fn, impl, student_logits)
+    arguments = (
+        student_logits, teacher_logits, target, temperature, mix, divergence, float(beta), float(label_smoothing),
+        ignore_index, reduction, row_weight, items, vocab_size, student_softcap, teacher_softcap,
+        float(student_logit_scale), float(teacher_logit_scale), False, return_stats,
+    )  # fmt: skip
+    if overwrite_logits and student_logits.is_leaf and student_logits.requires_grad:
+        fail(fn, "overwrite_logits", "student_logits that are not a leaf", "a leaf")
+    loss, *stats = _implementation(choice, student_logits, overwrite_logits)(*arguments)
+    return (loss, DeviationStats(*stats)) if return_stats else loss
+
+
+def deviation_stats(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    vocab_size: int | None = None,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    student_logit_scale: float = 1.0,
+    teacher_logit_scale: float = 1.0,
+    impl: str = "auto",
+) -> DeviationStats:
+    """Where student and teacher deviate, row by row, in one read of both logits; arguments as distill_loss.
+
+    Returns:
+        DeviationStats, without gradients: float32 (float64 for float64), argmaxes int64, `agree` bool; each [*]. A NaN
+        makes its own row's numbers NaN; an argmax is then the NaN's, as in torch.
+    Raises:
+        TypeError, ValueError: an argument, before any work.
+    Source: 2301.12923 section 1 (the deviation plot).
+    """
+    fn = "deviation_stats"
+    options = (vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale)
+    _check_models(fn, student_logits, teacher_logits, *options)
+    choice = choose(fn, impl, student_logits)
+    run: Callable[..., Any] = torch.ops.tamis.deviation_stats.default
+    if choice.backend == "reference":
+        run = reference.deviation_stats
+    elif choice.backend == "triton" and student_logits.device.type == "cpu":
+        run = cuda.deviation_stats
+    return DeviationStats(*run(student_logits.detach(), teacher_logits.detach(), *options))
+
+
+def _check_models(
+    fn: str,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    vocab_size: int | None,
+    student_softcap: float | None,
+    teacher_softcap: float | None,
+    student_logit_scale: float,
+    teacher_logit_scale: float,
+) -> int:
+    """The number of classes that count."""
+    check_logits(fn, "student_logits", student_logits)
+    check_logits(fn, "teacher_logits", teacher_logits)
+    if (student_logits.dtype == torch.float64) != (teacher_logits.dtype == torch.float64):
+        fail(fn, "teacher_logits", "float64 beside float64 and only there", teacher_logits.dtype, TypeError)
+    rows, width, other = student_logits.shape[:-1], student_logits.shape[-1], teacher_logits.shape[-1]
+    if teacher_logits.shape[:-1] != rows:
+        fail(fn, "teacher_logits", f"leading axes {list(rows)}", list(teacher_logits.shape[:-1]))
+    if teacher_logits.device != student_logits.device:
+        fail(fn, "teacher_logits", f"device {student_logits.device}", teacher_logits.device)
+    if vocab_size is None:
+        if width != other:
+            fail(fn, "vocab_size", f"the classes to read of {width} and {other}", None)
+        vocab_size = width
+    elif isinstance(vocab_size, bool) or not isinstance(vocab_size, (int, torch.SymInt)):
+        fail(fn, "vocab_size", "an integer", type(vocab_size).__name__, TypeError)
+    elif not 0 < vocab_size <= min(width, other):
+        fail(fn, "vocab_size", f"1 to {min(width, other)}", vocab_size)
+    for name, cap in (("student_softcap", student_softcap), ("teacher_softcap", teacher_softcap)):
+        if cap is not None:
+            check_number(fn, name, cap, "a finite number above 0", 0 < cap < float("inf"))
+    for name, scale in (("student_logit_scale", student_logit_scale), ("teacher_logit_scale", teacher_logit_scale)):
+        check_number(fn, name, scale, "a finite number", abs(scale) < float("inf"))
+    return vocab_size
+
+
+def _per_row(
+    fn: str, name: str, value: float | Tensor, logits: Tensor, expected: str, valid: Callable[[Any], Any]
+) -> Tensor:
+    """A number for all rows or one each, as a tensor beside the logits: 0-d or [*]."""
+    if not isinstance(value, Tensor):
+        check_number(fn, name, value, expected, isinstance(value, (int, float)) and bool(valid(value)))
+        return torch.tensor(value, dtype=real_dtype(logits), device=logits.device)
+    if value.dtype.is_complex or value.dtype == torch.bool:
+        fail(fn, name, "a real dtype", value.dtype, TypeError)
+    if value.dim():
+        check_like(fn, name, value, logits.shape[:-1], logits.device)
+    if reads_values(value) and not bool(valid(value).all()):
+        fail(fn, name, expected, value[~valid(value)][0].item() if value.dim() else value.item())
+    return value.detach().to(logits.device)
+
+
+def _check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """int64."""
+    check_tensor(fn, "target", target)
+    if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
+        fail(fn, "target", "integers", target.dtype, TypeError)
+    check_like(fn, "target", target, logits.shape[:-1], logits.device)
+    if reads_values(target) and target.numel():
+        low, high = torch.aminmax(target)
+        if int(low) < 0 or int(high) >= classes:
+            outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
+            if bool(outside.any()):
+                fail(fn, "target", f"0 to {classes - 1}, or {ignore_index}", target[outside][0].item())
+    return target.long()
+
+
+def _items(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor) -> Tensor | None:
+    if items is None:
+        return None
+    if reduction != "mean":
+        fail(fn, "num_items_in_batch", "reduction mean beside it", reduction)
+    if not isinstance(items, Tensor):
+        check_number(fn, "num_items_in_batch", items, "above 0", items > 0)
+        return torch.tensor(items, dtype=torch.float64, device=logits.device)
+    if items.numel() != 1:
+        fail(fn, "num_items_in_batch", "one number", list(items.shape))
+    if reads_values(items) and not items > 0:
+        fail(fn, "num_items_in_batch", "above 0", items.item())
+    return items.detach().to(logits.device).reshape(())
+
+
+def _implementation(choice: Choice, logits: Tensor, overwrite: bool) -> Callable[..., Any]:
+    if choice.backend == "reference":
+        return reference.distill_loss
+    if choice.backend == "triton" and logits.device.type == "cpu":  # the interpreter
+        return partial(_DistillLoss.apply, cuda.distill_loss_forward)
+    if overwrite and logits.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _Overwriting.apply  # type: ignore[no-any-return]
+    return torch.ops.tamis.distill_loss.default  # type: ignore[no-any-return]
+
+
+def _is_one(grad: Tensor) -> bool:
+    """Where reading a number is free: eager mode on CPU, as `loss.backward()` gives it."""
+    return type(grad) is Tensor and grad.device.type == "cpu" and grad.dim() == 0 and grad.item() == 1
+
+
+class _DistillLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
+        loss, gradient, factor, *stats = run(*arguments)
+        ctx.save_for_backward(gradient, factor)
+        ctx.mark_non_differentiable(*stats)
+        ctx.folded = arguments[0].dtype != torch.float16  # half precision keeps the reduction out of its gradient
+        ctx.arguments = len(arguments)
+        return loss, *stats
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+        gradient, factor = ctx.saved_tensors
+        if not (ctx.folded and _is_one(grad)):
+            gradient = torch.ops.tamis._scale_rows.default(gradient, grad, factor)
+        return None, once(gradient, "distill_loss"), *[None] * (ctx.arguments - 1)
+
+
+class _Overwriting(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, *arguments: Any) -> Any:
+        loss, factor, *stats = below_autograd(torch.ops.tamis._distill_loss_forward_.default, logits, *arguments)
+        torch.autograd.graph.increment_version(logits)  # who saved the logits for its own backward is told
+        ctx.save_for_backward(logits, factor)
+        ctx.mark_non_differentiable(*stats)
+        ctx.used = False
+        ctx.folded = logits.dtype != torch.float16
+        ctx.arguments = len(arguments)
+        return loss, *stats
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+        logits, factor = ctx.saved_tensors
+        if ctx.used:
+            raise RuntimeError("tamis.distill_loss: overwrite_logits: expected one backward, got a second")
+        ctx.used = True
+        gradient = logits.detach()
+        if not (ctx.folded and _is_one(grad)):
+            torch.ops.tamis._scale_rows_.default(gradient, grad, factor)
+        return once(gradient, "distill_loss"), *[None] * ctx.arguments
+
+
+def _autograd(*arguments: Any) -> list[Tensor]:
+    if not arguments[0].requires_grad:
+        result: list[Tensor] = below_autograd(torch.ops.tamis.distill_loss.default, *arguments)
+        return result
+    forward = partial(below_autograd, torch.ops.tamis._distill_loss_forward.default)
+    return list(_DistillLoss.apply(forward, *arguments))
+
+
+def _fake_stats(student_logits: Tensor, *_: Any) -> list[Tensor]:
+    rows, real = student_logits.shape[:-1], real_dtype(student_logits)
+    dtypes = [real] * 6 + [torch.int64] * 2 + [real] * 2 + [torch.bool]
+    return [student_logits.new_empty(rows, dtype=dtype) for dtype in dtypes]
+
+
+def _fake(gradients: int, student_logits: Tensor, *arguments: Any) -> list[Tensor]:
+    """gradients: 0 none, 1 over the logits, 2 a new one."""
+    real, rows = real_dtype(student_logits), student_logits.shape[:-1]
+    number = student_logits.new_empty((), dtype=real)
+    loss = student_logits.new_empty(rows, dtype=real) if arguments[8] == "none" else number
+    gradient = [student_logits.new_empty(student_logits.shape)] if gradients == 2 else []
+    factor = [torch.empty_like(number)] if gradients else []
+    stats = _fake_stats(student_logits) if arguments[-1] else []
+    return [loss, *gradient, *factor, *stats]
+
+
+register(
+    "distill_loss",
+    fake=partial(_fake, 0),
+    cuda=cuda.distill_loss,
+    reference=reference.distill_loss,
+    autograd=_autograd,
+)
+register(
+    "_distill_loss_forward",
+    fake=partial(_fake, 2),
+    cuda=cuda.distill_loss_forward,
+    reference=reference.distill_loss_forward,
+)
+register(
+    "_distill_loss_forward_",
+    fake=partial(_fake, 1),
+    cuda=cuda.distill_loss_forward_,
+    reference=reference.distill_loss_forward_,
+)
+register(
+    "_scale_rows",
+    fake=lambda gradient, grad, factor: gradient.new_empty(gradient.shape),
+    cuda=cuda.scale_rows,
+    reference=reference.scale_rows,
+)
+register("_scale_rows_", fake=lambda gradient, grad, factor: None, cuda=cuda.scale_rows_, reference=reference.scale_rows_)
+register("deviation_stats", fake=_fake_stats, cuda=cuda.deviation_stats, reference=reference.deviation_stats)

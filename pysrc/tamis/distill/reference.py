@@ -1,0 +1,170 @@
+"""The same functions in plain torch, for any device; the truth when given float64. PAPERS: 2301.12923, section 1."""
+
+import torch
+from torch import Tensor
+
+from ..common.checks import real_dtype
+
+INF = float("inf")
+
+
+def transformed(logits: Tensor, classes: int, softcap: float | None, scale: float) -> Tensor:
+    """[*, width] -> [*, classes] in the arithmetic's dtype: the classes that count, scaled, then capped."""
+    x = logits[..., :classes].to(real_dtype(logits))
+    if scale != 1:
+        x = x * scale
+    return softcap * torch.tanh(x / softcap) if softcap else x
+
+
+def _per_row(value: Tensor, like: Tensor) -> Tensor:
+    """A number, or one per row, beside [*, classes]."""
+    value = value.to(like.device, like.dtype)
+    return value if value.dim() == 0 else value.reshape(like.shape[:-1])
+
+
+def row_losses(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None,
+    temperature: Tensor,
+    alpha: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+    row_weight: Tensor | None,
+    vocab_size: int | None,
+    student_softcap: float | None,
+    teacher_softcap: float | None,
+    student_logit_scale: float,
+    teacher_logit_scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The weighted loss of each row, and the weight of each that counts (0 for the others); both [*]."""
+    classes = student_logits.shape[-1] if vocab_size is None else vocab_size
+    s = transformed(student_logits, classes, student_softcap, student_logit_scale)
+    t = transformed(teacher_logits.detach(), classes, teacher_softcap, teacher_logit_scale).to(s.dtype)
+    tau, alpha = _per_row(temperature, s), _per_row(alpha, s)
+    weight = s.new_ones(s.shape[:-1]) if row_weight is None else _per_row(row_weight, s).detach()
+    kept = weight != 0
+    if target is not None:
+        kept = kept & (target != ignore_index)
+    rows = kept.unsqueeze(-1)
+    s, t = torch.where(rows, s, 0), torch.where(rows, t, 0)  # what does not count must not reach a gradient
+
+    wide = tau.unsqueeze(-1) if tau.dim() else tau
+    log_p, log_q = torch.log_softmax(s / wide, -1), torch.log_softmax(t / wide, -1)
+    q = log_q.exp()
+    here = q > 0  # a class without probability adds nothing, also where it is -inf in both models
+    kl = torch.where(here, q * (torch.where(here, log_q, 0) - torch.where(here, log_p, 0)), torch.where(q == 0, 0, q)).sum(-1)
+    loss = torch.where(alpha == 0, 0, alpha * tau**2 * torch.where(alpha == 0, 0, kl))
+    valid = tau > 0
+    if target is not None:
+        inside = (target >= 0) & (target < classes)
+        index = torch.where(inside & kept, target, 0).unsqueeze(-1)
+        log_p1 = torch.log_softmax(s, -1)
+        ce = -(1 - label_smoothing) * log_p1.gather(-1, index).squeeze(-1)
+        if label_smoothing:
+            ce = ce - label_smoothing * log_p1.mean(-1)
+        hard = 1 - alpha
+        loss = loss + torch.where(hard == 0, 0, hard * torch.where(hard == 0, 0, ce))
+        valid = valid & inside
+    else:
+        valid = valid & (alpha == 1)
+    loss = torch.where(valid & (alpha == alpha), loss, loss * float("nan"))
+    return torch.where(kept, weight * loss, 0), torch.where(kept, weight, 0)
+
+
+def divisor_of(weights: Tensor, reduction: str, num_items_in_batch: Tensor | None) -> Tensor:
+    """What the sum of the rows is divided by, 0-d; 1 instead of 0 where no row counts."""
+    if reduction != "mean":
+        return weights.new_ones(())
+    kept = weights.sum()
+    if num_items_in_batch is None:
+        return torch.where(kept == 0, 1, kept)
+    items = num_items_in_batch.to(weights.device, weights.dtype).reshape(())
+    return torch.where((kept == 0) & (items == 0), 1, items)
+
+
+def distill_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None,
+    temperature: Tensor,
+    alpha: Tensor,
+    divergence: str = "forward_kl",
+    beta: float = 0.5,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    row_weight: Tensor | None = None,
+    num_items_in_batch: Tensor | None = None,
+    vocab_size: int | None = None,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    student_logit_scale: float = 1.0,
+    teacher_logit_scale: float = 1.0,
+    overwrite_logits: bool = False,
+    return_stats: bool = False,
+) -> list[Tensor]:
+    """[loss], and with return_stats the fields of DeviationStats; differentiable by torch's autograd."""
+    transforms = (vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale)
+    losses, weights = row_losses(
+        student_logits, teacher_logits, target, temperature, alpha, label_smoothing, ignore_index, row_weight, *transforms
+    )
+    if reduction != "none":
+        losses = losses.sum() / divisor_of(weights, reduction, num_items_in_batch)
+    return [losses, *(deviation_stats(student_logits, teacher_logits, *transforms) if return_stats else [])]
+
+
+def distill_loss_forward(student_logits: Tensor, *arguments: object) -> list[Tensor]:
+    """Arguments as distill_loss: [loss, gradient, its factor, and the statistics where wanted]."""
+    with torch.enable_grad():
+        leaf = student_logits.detach().requires_grad_()
+        loss, *stats = distill_loss(leaf, *arguments)  # type: ignore[arg-type]
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+    return [loss.detach(), gradient.contiguous(), loss.detach().new_ones(()), *stats]
+
+
+def distill_loss_forward_(student_logits: Tensor, *arguments: object) -> list[Tensor]:
+    """The same; the gradient goes over student_logits: [loss, factor, and the statistics where wanted]."""
+    loss, gradient, *rest = distill_loss_forward(student_logits, *arguments)
+    student_logits.copy_(gradient)
+    return [loss, *rest]
+
+
+def scale_rows(gradient: Tensor, grad: Tensor, factor: Tensor) -> Tensor:
+    """gradient [*, classes] times grad (0-d, or [*]) times factor (0-d)."""
+    by = (grad * factor).to(real_dtype(gradient))
+    return (gradient * (by.unsqueeze(-1) if by.dim() else by)).to(gradient.dtype)
+
+
+def scale_rows_(gradient: Tensor, grad: Tensor, factor: Tensor) -> None:
+    gradient.copy_(scale_rows(gradient, grad, factor))
+
+
+def log_odds(x: Tensor, index: Tensor) -> Tensor:
+    """x [*, classes], index [*] -> log p / (1 - p) of that class: x_k - logsumexp of the others."""
+    index = index.unsqueeze(-1)
+    return x.gather(-1, index).squeeze(-1) - x.scatter(-1, index, -INF).logsumexp(-1)
+
+
+def deviation_stats(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    vocab_size: int | None = None,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    student_logit_scale: float = 1.0,
+    teacher_logit_scale: float = 1.0,
+) -> list[Tensor]:
+    """The fields of DeviationStats in order, each [*]."""
+    classes = student_logits.shape[-1] if vocab_size is None else vocab_size
+    s = transformed(student_logits.detach(), classes, student_softcap, student_logit_scale)
+    t = transformed(teacher_logits.detach(), classes, teacher_softcap, teacher_logit_scale).to(s.dtype)
+    out: list[list[Tensor]] = []
+    argmax = t.argmax(-1), s.argmax(-1)
+    for x in (t, s):
+        log_p = torch.log_softmax(x, -1)
+        p = log_p.exp()
+        entropy = -torch.where(p == 0, 0, p * log_p).sum(-1)
+        out.append([x.logsumexp(-1), entropy, p.amax(-1), log_odds(x, argmax[0])])
+    (lse_t, h_t, p_t, odds_t), (lse_s, h_s, p_s, odds_s) = out
+    return [lse_t, lse_s, h_t, h_s, p_t, p_s, *argmax, odds_t, odds_s, argmax[0] == argmax[1]]

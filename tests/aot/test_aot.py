@@ -1,0 +1,86 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tamis.aot import budgets, build, cuda, entries, inventory, missing, violations
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+
+
+def chosen():
+    """One dtype a kernel and target, its richest variant."""
+    best = {}
+    for entry in entries():
+        if entry.variant.dtype in ("bf16", "fp32"):
+            best.setdefault((entry.family, entry.variant.kernel, entry.backend, entry.arch), entry)
+    return [entry for entry in best.values() if entry.backend == "triton" or cuda.nvcc()]
+
+
+def test_every_kernel_has_an_entry():
+    assert missing() == []
+
+
+def test_an_unlisted_kernel_is_caught(tmp_path):
+    folder = tmp_path / "kernels"
+    shutil.copytree(inventory.kernels_folder().resolve(), folder)
+    (folder / "distill" / "triton_new.py").write_text(
+        "import triton\n@triton.jit\ndef _helper(x):\n    return x\n"
+        "@triton.jit(do_not_specialize=['x'])\ndef new_kernel(x):\n    _helper(x)\n"
+    )
+    (folder / "common" / "cuda_new.cuh").write_text(
+        "// __global__ void only_a_comment() {}\n"
+        "template <int N> __global__ void __launch_bounds__(256) other_kernel(float* x) {}\n"
+    )
+    assert missing(folder) == ["common/other_kernel", "distill/new_kernel"]
+
+
+@pytest.mark.parametrize("entry", chosen(), ids=lambda entry: entry.file)
+def test_budget(entry):
+    kernels = build([entry])
+    assert violations(kernels, budgets.load()) == []
+    loads = [op for op in kernels[0].resources.opcodes if op.startswith("LDG") and op.endswith(("128", "256"))]
+    assert loads or entry.variant.kernel in ("divisor_kernel", "row_sum_kernel")  # of numbers, one a row
+
+
+def test_a_budget_is_enforced():
+    (kernel, *_) = build([e for e in chosen() if e.backend == "triton"][:1])
+    table = budgets.load()
+    row = table[f"{kernel.entry.family}/{kernel.entry.variant.kernel}"]
+    row["registers"][kernel.entry.variant.dtype][kernel.entry.arch_name] = 8
+    row["shared"] = -1
+    found = violations([kernel], table)
+    assert len(found) == 2 and "expected at most 8 registers" in found[0]
+    assert "expected a budget" in violations([kernel], {})[0]
+
+
+@pytest.mark.parametrize("row", list(budgets.load()))
+def test_budgets_ask_for_wide_loads_where_rows_are_read(row):
+    walks_rows = row in ("distill/distill_loss_kernel", "distill/deviation_stats_kernel", "distill/scale_rows_kernel")
+    assert ("LDG.128" in budgets.load()[row]["sass"]) == walks_rows
+
+
+def test_command(tmp_path):
+    """From another directory, one architecture; the second run takes everything from the cache."""
+    program = (
+        "import sys, typer, tamis.aot.inventory as i\n"
+        "i.entries, every = (lambda archs=None: [e for e in every(archs) if e.variant.kernel == 'row_sum_kernel']), i.entries\n"
+        "i.missing = lambda: []\n"
+        "from tamis.cli.aot import aot\n"
+        "typer.run(aot)\n"
+    )
+    command = [sys.executable, "-c", program, "--arch", "80", "--out", "cubins", "--json", "table.json", "--jobs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "table.json").read_text())["kernels"]
+    assert {row["name"] for row in rows} == {"row_sum_kernel"} and len({row["file"] for row in rows}) == len(rows)
+    for row in rows:
+        assert list(row) == ["name", "family", "backend", "arch", "registers", "spills", "shared", "file"]
+        assert (tmp_path / "cubins" / row["file"]).read_bytes()[:4] == b"\x7fELF" and row["spills"] == 0
+    command[2] = program.replace("i.missing = lambda: []", "i.missing = lambda: ['ann/new_kernel']")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "ann/new_kernel: expected a variant" in done.stderr

@@ -1,0 +1,221 @@
+"""The engine on tiny shapes. Nothing here asserts a time."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import tamis.benchmarks
+import torch
+from rich.console import Console
+from tamis.bench import Case, Route, run
+from tamis.bench.machine import ALLOCATORS, allocator_environment, allocator_mode, header
+from tamis.bench.measure import Limits, Probes, alternate, measure, native_probes, quantile, relative_errors
+from tamis.bench.memory import peak_bytes
+from tamis.bench.report import render, report
+from tamis.bench.table import COLUMNS, seconds, show, show_comparison
+
+HOME = Path(next(iter(tamis.benchmarks.__path__)))
+FEW = Limits(0.0, 3, 3)
+
+
+def broken(inputs):
+    raise RuntimeError("no such peer\nwith a long story")
+
+
+def square(error=0.0):
+    return lambda x: Route(lambda _: (x.square() * (1 + error),))
+
+
+def case(**changes):
+    values = {
+        "op": "square",
+        "mode": "forward",
+        "shape": {"rows": 8, "classes": 1024},
+        "dtype": "float32",
+        "setup": lambda: torch.linspace(-1, 1, 8192).view(8, 1024),
+        "providers": {"tamis": square(), "peer": square(0.5), "absent": broken},
+        "truth": lambda x: (x.double().square(),),
+        "read": 4 * 8192,
+        "written": 4 * 8192,
+        "exponentials": 8192,
+    }
+    return Case(**(values | changes))
+
+
+def constant(value):
+    return lambda: value
+
+
+def test_rows_of_a_case():
+    ours, peer, absent = measure(case(), FEW, Probes(constant(1e9), constant(1e9)))
+    assert ours["provider"] == "tamis" and ours["rounds"] == 3
+    assert ours["p20_s"] <= ours["median_s"] <= ours["p80_s"]
+    assert ours["ratio"] == 1
+    assert ours["loss_error"] < 1e-6 and peer["loss_error"] == pytest.approx(0.5)
+    assert ours["bytes_per_second"] == pytest.approx(65536 / ours["median_s"])
+    assert ours["stream_s"] == pytest.approx(65536e-9)
+    assert ours["roofline_s"] == pytest.approx(65536e-9)  # memory is the slower
+    assert "median_s" not in absent and absent["failed"] == "RuntimeError: no such peer"
+
+
+def test_roofline_is_the_slower_of_memory_and_exponentials():
+    row = measure(case(), FEW, Probes(constant(1e9), constant(1e6)))[0]
+    assert row["stream_s"] == pytest.approx(65536e-9) and row["roofline_s"] == pytest.approx(8192e-6)
+    assert row["roofline_percent"] > row["stream_percent"]
+
+
+def test_no_probes_no_percent():
+    row = measure(case(), FEW)[0]
+    assert "stream_percent" not in row and "roofline_percent" not in row
+
+
+@pytest.mark.parametrize("changes", [{}, {"written": 0}, {"exponentials": 0}, {"read": 0, "written": 0}])
+def test_native_probes(changes):
+    probes = native_probes(case(**changes), "", threads=1)
+    for probe in probes:
+        assert probe is None or 0 < probe() < math.inf
+    assert (probes.stream is None) == (changes.get("read") == 0)
+
+
+def test_rounds_alternate():
+    order = []
+    actions = {name: lambda name=name: order.append(name) or 0.0 for name in "abc"}
+    samples = alternate(actions, Limits(0.0, 4, 10))
+    assert order == list("abc") * 4 and all(len(times) == 4 for times in samples.values())
+
+
+def test_preparation_precedes_every_run():
+    log, numbers = [], itertools.count()
+    route = Route(lambda n: log.append(("run", n)) or (torch.ones(1),), lambda: next(numbers))
+    measure(case(providers={"tamis": lambda _: route}, truth=lambda _: (torch.ones(1),)), FEW)
+    assert [n for _, n in log] == list(range(len(log)))
+
+
+@pytest.mark.parametrize(("q", "value"), [(0, 1.0), (0.5, 2.5), (1, 4.0), (0.2, 1.6)])
+def test_quantile(q, value):
+    assert quantile([4.0, 1.0, 3.0, 2.0], q) == pytest.approx(value)
+
+
+def test_errors_are_relative_and_show_nan():
+    truth = (torch.tensor([100.0, 1.0]).double(), torch.zeros(1).double())
+    assert relative_errors((torch.tensor([100.0, 2.0]), torch.zeros(1)), truth) == [pytest.approx(0.01), 0]
+    assert math.isnan(relative_errors((torch.tensor([math.nan, 1.0]), torch.zeros(1)), truth)[0])
+
+
+def test_peak_memory_counts_temporaries():
+    def call():
+        a = torch.ones(4 << 20)
+        return (a + 1)[:1].clone()
+
+    peak = peak_bytes(call)
+    if peak is None:
+        pytest.skip("needs Linux and glibc")
+    assert 0.9 * 32 * 2**20 < peak < 1.3 * 32 * 2**20
+
+
+def test_peak_memory_sees_reused_pages():
+    block = torch.ones(64 << 20, dtype=torch.uint8)
+    del block  # malloc may keep it: the next result must be counted all the same
+    peak = peak_bytes(lambda: torch.ones(48 << 20, dtype=torch.uint8))
+    assert peak is None or peak > 0.9 * 48 * 2**20
+
+
+def test_allocator_modes(monkeypatch):
+    for mode in ALLOCATORS:
+        environment = allocator_environment(mode)
+        for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            if name.startswith("MALLOC_"):
+                monkeypatch.setenv(name, value)
+        assert allocator_mode() == mode
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    assert allocator_mode() == "custom"
+
+
+@pytest.fixture(scope="module")
+def result():
+    """A real run, in its own process, of the cheapest case."""
+    return run.run(["distill"], threads=[1], allocators=["kept"], quick=True, only="dispatch")
+
+
+def test_header(result):
+    keys = "cpu cores caches isa huge_pages torch tamis commit python system date".split()
+    assert list(result["header"]) == keys == list(header())
+
+
+def test_schema(result):
+    assert result["schema"] == run.SCHEMA and result["rows"]
+    for row in result["rows"]:
+        assert set(run.KEY) <= set(row)
+        assert row["allocator"] == "kept" and row["threads"] == 1 and row["shape"] == {"rows": 1, "classes": 2}
+        assert "failed" in row or {"median_s", "p20_s", "p80_s", "rounds", "ratio", "loss_error"} <= set(row)
+    assert len({run.key(row) for row in result["rows"]}) == len(result["rows"])
+
+
+def test_ours_is_right(result):
+    for row in result["rows"]:
+        if row["provider"].startswith("tamis"):
+            assert row["loss_error"] < 1e-5 and row["gradient_error"] < 1e-5
+
+
+def test_save_and_load(result, tmp_path):
+    run.save(result, tmp_path / "a.json")
+    read = run.load(tmp_path / "a.json")
+    assert read["header"] == result["header"] and len(read["rows"]) == len(result["rows"])
+    run.save(read, tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
+
+
+@pytest.mark.parametrize("text", ["[]", '{"schema": 0}', "{}"])
+def test_load_refuses_other_files(text, tmp_path):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match="expected a result of schema"):
+        run.load(tmp_path / "x.json")
+
+
+def test_compare(result):
+    slower = json.loads(json.dumps(result))
+    for row in slower["rows"]:
+        if "median_s" in row:
+            row["median_s"] *= 2
+    ratios = run.compare(slower["rows"], result["rows"])
+    assert ratios and all(ratio == pytest.approx(2) for _, ratio in ratios)
+    assert run.compare([], result["rows"]) == []
+
+
+def test_tables_print(result):
+    console = Console(record=True, width=200)
+    show(result, console)
+    show_comparison(result, result, console)
+    text = console.export_text()
+    assert result["header"]["cpu"] in text and "kept allocator" in text and "1.00" in text
+    assert all(heading in text for heading, _ in COLUMNS)
+
+
+@pytest.mark.parametrize(("value", "text"), [(2.0, "2 s"), (0.0123, "12.3 ms"), (7.6e-6, "7.6 us"), (5e-9, "5 ns")])
+def test_seconds(value, text):
+    assert seconds(value) == text
+
+
+def test_report_of_committed_results_is_committed(tmp_path):
+    report(HOME / "results", tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == (HOME / "README.md").read_text(), "run: tamis report"
+
+
+def test_report(result):
+    page = render([("machine", result)])
+    assert "## machine" in page and "distill_loss, dispatch" in page and result["header"]["cpu"] in page
+    assert "No results yet" in render([])
+
+
+@pytest.mark.parametrize("family", run.families())
+def test_families_have_unique_cases(family):
+    from tamis.bench.worker import cases
+
+    labels = [case.label for case in cases(family, quick=False, peers=True)]
+    assert len(set(labels)) == len(labels) > 0
+    quick = {case.label for case in cases(family, quick=True, peers=True)}
+    assert quick <= set(labels)
