@@ -179,18 +179,18 @@ def _kernel(inputs: Inputs) -> Route:
     return Route(run)
 
 
-def _case(mode: str, rows: int, classes: int, dtype: str, peers: bool) -> Case:
-    training, target = mode != "no grad", mode == "with target"
+def _case(mode: str, rows: int, classes: int, dtype: str, *, quick: bool, peers: bool) -> Case:
+    training, target, dispatch = mode != "no grad", mode == "with target", mode == "dispatch"
     way = _training if training else _forward
     providers: dict[str, Callable[[Inputs], Route]] = {"tamis": way(ours)}
     if training:
-        providers |= {"tamis, overwriting": _training_overwriting, "tamis, kernel": _kernel}
-    providers |= {"eager": way(plain), "compile": way(plain, True)}
+        providers |= {} if dispatch else {"tamis, overwriting": _training_overwriting}
+        providers["tamis, kernel"] = _kernel
+    providers |= {"eager": way(plain)} if quick and dispatch else {"eager": way(plain), "compile": way(plain, True)}
     if peers:
         providers |= {"eager, log target": way(plain_log_target), "compile, log target": way(plain_log_target, True)}
         if dtype != "float32":
             providers[f"eager, all {dtype}"] = way(plain_half)
-    dispatch = mode.startswith("dispatch")
     size = rows * classes * DTYPES[dtype].itemsize
     return Case(
         op="distill_loss",
@@ -203,17 +203,18 @@ def _case(mode: str, rows: int, classes: int, dtype: str, peers: bool) -> Case:
         read=0 if dispatch else 2 * size,
         written=0 if dispatch or not training else size,
         exponentials=0 if dispatch else rows * classes * (3 if target else 2),
+        calls=100 if dispatch else 1,
     )
 
 
 def cases(*, quick: bool, peers: bool) -> Iterator[Case]:
     """forward+backward, with target, no grad; dispatch is the first on 1 x 2 logits: what a call costs."""
-    yield _case("dispatch", 1, 2, "float32", peers)
+    yield _case("dispatch", 1, 2, "float32", quick=quick, peers=peers)
     if quick:
-        yield _case("forward+backward", *MAIN[0], "float32", peers)
-        yield _case("no grad", *MAIN[0], "float32", peers)
+        yield _case("forward+backward", *MAIN[0], "float32", quick=quick, peers=peers)
+        yield _case("no grad", *MAIN[0], "float32", quick=quick, peers=peers)
         return
     for shape in SHAPES:
         for dtype in DTYPES if shape in MAIN else ("float32",):
             for mode in ("forward+backward", "with target", "no grad") if shape in MAIN else ("forward+backward",):
-                yield _case(mode, *shape, dtype, peers)
+                yield _case(mode, *shape, dtype, quick=quick, peers=peers)

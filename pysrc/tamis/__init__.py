@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-__version__ = "0.1.0"
+from ._version import __version__
 
 logging.getLogger("tamis").addHandler(logging.NullHandler())
 

@@ -4,7 +4,7 @@ programs a launch."""
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -38,10 +38,17 @@ def patched_once():
     if INNER:
         from triton.runtime import interpreter
 
-        from tamis.kernels.distill import triton_kernels
+        patch, patched = interpreter._patch_lang, set()
 
-        interpreter._patch_lang(triton_kernels.distill_loss_kernel.fn)  # for good: this process interprets all
-        interpreter._patch_lang = lambda fn: SimpleNamespace(restore=lambda: None)
+        def once(fn):
+            modules = frozenset(id(value) for value in fn.__globals__.values() if isinstance(value, ModuleType))
+            if modules not in patched:
+                patched.add(modules)
+                kept.append(patch(fn))  # for good: this process interprets every kernel
+            return SimpleNamespace(restore=lambda: None)
+
+        kept: list[object] = []
+        interpreter._patch_lang = once
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +84,8 @@ def check(student, teacher, **options):
     logit = max(float(x[x.isfinite()].abs().max()) for x in (student.double(), teacher.double()))
     close(loss, true_loss, 16 * eps, 16 * eps * (1 + logit))
     bound = true_gradient[true_gradient.isfinite()].abs().max().item() if true_gradient.isfinite().any() else 0.0
-    close(gradient.double() * factor, true_gradient, 2 * half, 32 * eps * (1 + logit) * bound + torch.finfo(student.dtype).tiny)
+    # A gradient is a difference of probabilities, each with its own roundings.
+    close(gradient.double() * factor, true_gradient, 2 * half, 4 * eps + 32 * eps * (1 + logit) * bound)
     for got, want in zip(stats, true_stats, strict=True):
         if got.is_floating_point():
             close(got, want, 32 * eps, 32 * eps * (1 + logit))

@@ -33,6 +33,7 @@ class Case:
         truth: the results in float64, in the order that every route returns them.
         read, written: bytes of memory that any implementation must move at least, each counted once.
         exponentials: that any implementation must take at least.
+        calls: a sample is the mean of so many in a row, preparation included: for calls of microseconds.
     """
 
     op: str
@@ -45,6 +46,7 @@ class Case:
     read: int = 0
     written: int = 0
     exponentials: int = 0
+    calls: int = 1
 
     @property
     def traffic(self) -> int:

@@ -1,0 +1,56 @@
+# Two commands: `make demo` and `make test`. TORCH names another torch: make demo TORCH=torch==2.14.1
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export TAMIS_TESTING ?= ON
+unexport PYTHONDONTWRITEBYTECODE  # without compiled Python `import torch` takes seconds
+
+.PHONY: demo test lint bench aot docs wheel-test clean build
+demo: build
+	$(BIN)/tamis demo
+
+test: build
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.h' '*.cpp' '*.cuh' '*.cu' | xargs $(BIN)/clang-format --dry-run --Werror
+
+bench: build
+	$(BIN)/tamis bench
+
+aot: build
+	$(BIN)/tamis aot
+
+docs: build
+	$(BIN)/python -m tamis.docs docs/ops.md
+
+# An sdist, a wheel from it, and that wheel in a new environment with another torch. Slow; not part of `test`.
+WHEEL_TORCH ?= torch==2.14.1
+wheel-test: $(VENV)/installed
+	rm -rf build/wheel && mkdir -p build/wheel
+	TAMIS_TESTING=OFF $(BIN)/python -m build --sdist --no-isolation --outdir build/wheel .
+	TAMIS_TESTING=OFF $(BIN)/python -m pip wheel --no-build-isolation --no-deps -w build/wheel build/wheel/tamis-*.tar.gz
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip install -q '$(WHEEL_TORCH)'
+	build/wheel/venv/bin/python -m pip install -q build/wheel/tamis-*.whl
+	cd build/wheel && venv/bin/python $(CURDIR)/tests/smoke.py && venv/bin/tamis doctor
+
+# Every environment is made once; the libraries are built again where a source changed (ninja decides).
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q '$(TORCH)' 'setuptools>=77' cmake ninja pybind11 simde-py
+	TAMIS_BUILD_DIR=$(CURDIR)/build/cmake $(BIN)/python -m pip install -q --no-build-isolation -e '.[dev,pipelines]'
+	touch $@
+
+build: $(VENV)/installed
+	TAMIS_BUILD_DIR=$(CURDIR)/build/cmake PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --inplace
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info pysrc/*.egg-info pysrc/tamis/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

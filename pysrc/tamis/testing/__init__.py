@@ -1,0 +1,69 @@
+"""Valid arguments for every public op, to test one's own backend, compiler or wrapper with."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Example = Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def _logits(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _models(*shape: int) -> tuple[Tensor, Tensor]:
+    return _logits(0, *shape), _logits(1, *shape)
+
+
+def _distill_loss() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    student, teacher = _models(3, 7)
+    return (student.requires_grad_(), teacher, None, torch.tensor(2.0), torch.tensor(1.0)), {}
+
+
+def _distill_loss_every_option() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    student, teacher = _logits(0, 2, 3, 9), _logits(1, 2, 3, 8)
+    target = torch.tensor([[0, -100, 6], [2, 5, 1]])
+    per_row = torch.rand(2, 3, generator=torch.Generator().manual_seed(2)) * 0.8 + 0.1
+    options = {
+        "label_smoothing": 0.1,
+        "row_weight": per_row.flip(0),
+        "num_items_in_batch": torch.tensor(4.0),
+        "vocab_size": 7,
+        "student_softcap": 5.0,
+        "teacher_softcap": 6.0,
+        "student_logit_scale": 0.7,
+        "teacher_logit_scale": 0.9,
+        "return_stats": True,
+    }
+    return (student.requires_grad_(), teacher, target, per_row + 1, per_row), options
+
+
+def _distill_loss_rows() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    student, teacher = _models(4, 5)
+    target = torch.tensor([4, 0, -1, 2])
+    options = {"reduction": "none", "ignore_index": -1}
+    return (student.requires_grad_(), teacher, target, torch.tensor(1.0), torch.tensor(0.3)), options
+
+
+def _deviation_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return _models(3, 7), {}
+
+
+def _deviation_stats_every_option() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    options = {"vocab_size": 5, "student_softcap": 5.0, "teacher_softcap": 6.0, "student_logit_scale": 0.7}
+    return (_logits(0, 2, 3, 9), _logits(1, 2, 3, 8)), options
+
+
+def op_examples() -> dict[str, list[Example]]:
+    """{op name: [callable, ...]} for every public op and no other.
+
+    Each call gives fresh, small, valid (args, kwargs) for `torch.ops.tamis.<name>` on CPU. They stay valid when every
+    floating tensor becomes float64. A differentiable op has examples whose inputs require a gradient, at points where
+    it is smooth.
+    """
+    return {
+        "deviation_stats": [_deviation_stats, _deviation_stats_every_option],
+        "distill_loss": [_distill_loss, _distill_loss_every_option, _distill_loss_rows],
+    }

@@ -1,0 +1,40 @@
+"""Drives CMake. The torch that is built against is the building interpreter's: isolation would fetch a second one."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    def run(self) -> None:
+        if find_spec("torch") is None:
+            sys.exit("tamis: no torch in this interpreter to build against; install it, then: pip install --no-build-isolation .")
+        package = ROOT / "pysrc" / "tamis" if self.inplace else Path(self.build_lib).resolve() / "tamis"
+        build = Path(os.environ.get("TAMIS_BUILD_DIR", ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"))
+        cmake = shutil.which("cmake") or sys.exit("tamis: cmake not found: pip install cmake ninja")
+        configure = [
+            *("-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DPACKAGE={package}"),
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DTAMIS_CUDA={os.environ.get('TAMIS_CUDA', 'auto')}",
+            f"-DTAMIS_TESTING={os.environ.get('TAMIS_TESTING', 'OFF')}",
+        ]
+        subprocess.run([cmake, *configure], check=True)
+        subprocess.run([cmake, "--build", str(build)], check=True)
+
+    def get_outputs(self) -> list[str]:
+        return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+# One extension, so that the wheel is tagged for its platform and Python; CMake knows what is in it.
+setup(ext_modules=[Extension("tamis._native", sources=[])], cmdclass={"build_ext": CMakeBuild})

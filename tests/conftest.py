@@ -1,0 +1,91 @@
+import os
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import settings
+
+import tamis  # noqa: F401
+
+INF = float("inf")
+NAN = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32).item()  # its payload unmasks tricks on exponents
+
+settings.register_profile("tamis", deadline=None, max_examples=60, derandomize=True, print_blob=True)
+settings.load_profile("tamis")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_outputs():
+    """Deterministic mode fills fresh memory with NaN: an element never written shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def isas():
+    """Every instruction set of this machine; "wide" is v4's 16 lanes in v3's instructions, for machines without v4."""
+    before = torch.ops.tamis._isa()
+    for isa in ("v2", "v3", "v4", "v4x", "neon", "wide"):
+        try:
+            torch.ops.tamis._use_isa(isa)
+        except RuntimeError:
+            continue
+        yield isa
+    torch.ops.tamis._use_isa(before)
+
+
+@pytest.fixture(scope="module", params=list(isas()) if os.environ.get("TRITON_INTERPRET") != "1" else ["triton"])
+def isa(request):
+    if request.param == "triton":
+        yield "triton"
+        return
+    before = torch.ops.tamis._use_isa(request.param)
+    yield request.param
+    torch.ops.tamis._use_isa(before)
+
+
+SIZES = st.integers(1, 70) | st.sampled_from([511, 512, 513, 1024, 1537])
+
+
+@st.composite
+def models(draw, dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.float16)):
+    """Student and teacher logits [rows, classes]: empty, one class, ragged around a vector and a block, huge, tied,
+    growing, -inf in either or both, +inf, NaN, any stride."""
+    rows, classes = draw(st.integers(0, 4)), draw(SIZES)
+    dtype = draw(st.sampled_from(dtypes))
+    other = dtype if dtype == torch.float64 else draw(st.sampled_from([d for d in dtypes if d != torch.float64]))
+    return tuple(draw(_logits(rows, classes, kind)) for kind in (dtype, other))
+
+
+@st.composite
+def _logits(draw, rows, classes, dtype):
+    x = torch.randn(rows, classes, generator=torch.Generator().manual_seed(draw(st.integers(0, 2**32))))
+    x = x * draw(st.sampled_from([0.0, 1.0, 30.0, 3000.0]))
+    if draw(st.booleans()):
+        x = x + torch.linspace(0, draw(st.sampled_from([40.0, -300.0, 1000.0])), classes)  # each block above the last
+    x = x.to(dtype)
+    for row in range(rows):
+        if draw(st.integers(0, 3)) == 0:
+            x[row, draw(st.integers(0, classes - 1)) :] = -INF
+        for special in draw(st.lists(st.sampled_from([INF, -INF, NAN, 100.0]), max_size=1)):
+            x[row, draw(st.integers(0, classes - 1))] = special
+    layout = draw(st.sampled_from(["contiguous", "rows", "classes", "offset", "expanded"]))
+    if layout == "rows":
+        return torch.cat([x, x, x], 1)[:, classes : 2 * classes]
+    if layout == "classes":
+        return x.T.contiguous().T
+    if layout == "offset":
+        return torch.cat([x.flatten(), x.new_zeros(1)])[1:].view(rows, classes)
+    if layout == "expanded" and rows:
+        return x[:1].expand(rows, classes)
+    return x
+
+
+def assert_as_good_as_torch(got, torchs, truth, scale):
+    """Infinities and NaNs the same; elsewhere within twice torch's error, 4 roundings at `scale`, and underflow."""
+    exact = ~truth.isfinite()
+    torch.testing.assert_close(got[exact].double(), truth[exact], rtol=0, atol=0, equal_nan=True)
+    dtype = torch.finfo(got.dtype)
+    allowed = 2 * (torchs.double() - truth).abs().nan_to_num() + 4 * dtype.eps * scale + 4 * dtype.tiny
+    wrong = ~((got.double() - truth).abs() <= allowed) & ~exact
+    assert not wrong.any(), (got[wrong], truth[wrong], allowed[wrong])

@@ -1,0 +1,477 @@
+import copy
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_as_good_as_torch, models
+from hypothesis import given
+
+import tamis
+from tamis.distill import DistillationLoss, distill_loss, reference
+
+INF = float("inf")
+
+
+def pair(rows, classes, dtype=torch.float32, scale=3.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    s, t = (torch.randn(rows, classes, generator=generator).mul(scale).to(dtype) for _ in range(2))
+    return s.requires_grad_(), t
+
+
+def loss_and_gradient(student, teacher, *args, **kwargs):
+    student = student.detach().requires_grad_()
+    loss = distill_loss(student, teacher, *args, **kwargs)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    return loss.detach(), gradient
+
+
+@st.composite
+def options(draw, rows, classes):
+    seed = draw(st.integers(0, 2**32))
+    generator = torch.Generator().manual_seed(seed)
+    per_row = torch.rand(rows, generator=generator)
+    target = None
+    alpha = 1.0
+    if draw(st.booleans()):
+        target = torch.randint(classes, (rows,), generator=generator)
+        target[per_row < 0.2] = -100
+        alpha = draw(st.sampled_from([0.0, 0.3, 1.0, per_row]))
+    return target, {
+        "alpha": alpha,
+        "temperature": draw(st.sampled_from([0.5, 1.0, 4.0, 0.5 + 3 * per_row])),
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
+        "row_weight": draw(st.sampled_from([None, (per_row - 0.3).clamp(0)])),
+        "student_softcap": draw(st.sampled_from([None, 30.0])),
+        "teacher_softcap": draw(st.sampled_from([None, 20.0])),
+        "student_logit_scale": draw(st.sampled_from([1.0, 0.25])),
+    }
+
+
+@given(data=st.data(), logits=models())
+def test_matches_float64(isa, data, logits):
+    student, teacher = logits
+    rows, classes = student.shape
+    target, chosen = data.draw(options(rows, classes))
+    got, gradient = loss_and_gradient(student, teacher, target, reduction="none", **chosen)
+    torchs, torchs_gradient = loss_and_gradient(student, teacher, target, reduction="none", impl="reference", **chosen)
+    wide = student.double(), teacher.double()
+    truth, true_gradient = loss_and_gradient(*wide, target, reduction="none", impl="reference", **chosen)
+    assert got.dtype == (torch.float64 if student.dtype == torch.float64 else torch.float32)
+    assert gradient.dtype == student.dtype
+    # Both round at the size of the logits that matter, over T, times T^2.
+    cap = chosen["student_softcap"] or INF
+    size = torch.maximum(wide[0].abs().nan_to_num(0, 0, 0).amax(-1).clamp(max=cap), wide[1].abs().nan_to_num(0, 0, 0).amax(-1))
+    tau = torch.as_tensor(chosen["temperature"]).double()
+    scale = truth.abs() + (1 + size + math.log(1 + classes)) * (1 + tau) * (1 + tau)
+    assert_as_good_as_torch(got, torchs, truth, scale)
+    finite = truth.isfinite() & true_gradient.isfinite().all(-1)
+    eps = 1 + size.unsqueeze(-1) if size.numel() else 1
+    assert_as_good_as_torch(
+        gradient[finite], torchs_gradient[finite], true_gradient[finite], ((1 + tau) * torch.ones(rows)).unsqueeze(-1)[finite] * (eps[finite] if size.numel() else 1)
+    )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_reductions_and_gradients_of_any_factor(isa, dtype, reduction):
+    student, teacher = pair(37, 2501, dtype)
+    target = torch.arange(37) * 60
+    target[5] = -100
+    for factor in (1.0, -2.5):
+        results = []
+        for impl in ("auto", "reference"):
+            loss = distill_loss(student, teacher, target, temperature=2.0, alpha=0.4, reduction=reduction, impl=impl)
+            results.append((loss, *torch.autograd.grad(loss.sum() * factor, student)))
+        torch.testing.assert_close(*[loss for loss, _ in results], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(*[gradient for _, gradient in results])
+
+
+def test_mean_divides_by_the_weight_kept_or_by_the_items_of_the_batch(isa):
+    student, teacher = pair(6, 40)
+    target = torch.tensor([1, -100, 3, 4, -100, 0])
+    weight = torch.tensor([1.0, 2.0, 3.0, 0.0, 5.0, 0.5])
+    rows = distill_loss(student, teacher, target, alpha=0.5, row_weight=weight, reduction="none")
+    assert rows[[1, 3, 4]].eq(0).all()
+    mean = distill_loss(student, teacher, target, alpha=0.5, row_weight=weight)
+    torch.testing.assert_close(mean, rows.sum() / 4.5)
+    for items in (7, torch.tensor(7)):
+        loss = distill_loss(student, teacher, target, alpha=0.5, row_weight=weight, num_items_in_batch=items)
+        torch.testing.assert_close(loss, rows.sum() / 7)
+
+
+def test_all_rows_ignored_is_zero_with_zero_gradients(isa):
+    student, teacher = pair(3, 20)
+    target = torch.full((3,), -100)
+    for reduction in ("mean", "sum", "none"):
+        loss, gradient = loss_and_gradient(student, teacher, target, alpha=0.5, reduction=reduction)
+        assert loss.eq(0).all()
+        assert gradient.eq(0).all()
+
+
+def test_no_rows(isa):
+    loss, gradient = loss_and_gradient(torch.zeros(2, 0, 5), torch.zeros(2, 0, 5))
+    assert loss == 0
+    assert gradient.shape == (2, 0, 5)
+    assert distill_loss(torch.zeros(0, 5), torch.zeros(0, 5), reduction="none").shape == (0,)
+
+
+def test_leading_axes_are_rows_and_are_not_copied(isa):
+    student, teacher = torch.randn(3, 9, 300), torch.randn(3, 9, 300)
+    flat = loss_and_gradient(student[:, :-1].reshape(24, 300), teacher[:, 1:].reshape(24, 300), reduction="none")
+    loss, gradient = loss_and_gradient(student[:, :-1], teacher[:, 1:], reduction="none")
+    assert torch.equal(loss.flatten(), flat[0])
+    assert torch.equal(gradient.reshape(24, 300), flat[1])
+
+
+def test_unequal_vocabularies_and_padding_never_counts(isa):
+    student, teacher = pair(5, 130)
+    want, want_gradient = loss_and_gradient(student[:, :128], teacher[:, :128])
+    wide = torch.cat([student.detach()[:, :128], torch.full((5, 8), 1e4)], 1)
+    for padding in (0.0, 1e4, INF, float("nan")):
+        padded = torch.cat([teacher[:, :128], torch.full((5, 24), padding)], 1)
+        loss, gradient = loss_and_gradient(wide, padded, vocab_size=128)
+        assert torch.equal(loss, want)
+        assert torch.equal(gradient[:, :128], want_gradient)
+        assert gradient[:, 128:].eq(0).all()
+
+
+def test_identical_models_have_no_loss_and_no_gradient(isa):
+    for dtype in (torch.float32, torch.bfloat16):
+        student, _ = pair(4, 1000, dtype)
+        loss, gradient = loss_and_gradient(student, student.detach(), temperature=3.0)
+        assert loss == 0
+        assert gradient.eq(0).all()
+
+
+def test_bfloat16_is_as_exact_as_its_rounded_logits(isa):
+    student, teacher = pair(16, 50_257, torch.bfloat16)
+    truth = distill_loss(student.double(), teacher.double(), temperature=2.0, impl="reference")
+    assert abs(distill_loss(student, teacher, temperature=2.0).item() / truth.item() - 1) < 1e-5
+
+
+def test_half_precision_gradients_survive_the_division(isa):
+    """p / N is below the smallest half; a gradient scaler multiplies the loss, as ever, and must find it."""
+    student, teacher = pair(4096, 50, torch.float16, scale=1.0)
+    loss = distill_loss(student, teacher)
+    (gradient,) = torch.autograd.grad(loss * 65536.0, student)
+    wide = student.detach().double().requires_grad_()
+    (truth,) = torch.autograd.grad(distill_loss(wide, teacher.double(), impl="reference") * 65536.0, wide)
+    torch.testing.assert_close(gradient.double(), truth, rtol=1e-3, atol=1e-6)
+
+
+def test_masked_classes(isa):
+    student, teacher = pair(3, 700)
+    mask = torch.arange(700) % 3 == 1
+    want, want_gradient = loss_and_gradient(student[:, ~mask], teacher[:, ~mask], temperature=2.0)
+    loss, gradient = loss_and_gradient(
+        student.detach().masked_fill(mask, -INF), teacher.masked_fill(mask, -INF), temperature=2.0
+    )
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(gradient[:, ~mask], want_gradient)
+    assert gradient[:, mask].eq(0).all()
+    assert distill_loss(student.detach().masked_fill(mask, -INF), teacher) == INF
+
+
+def test_nan_stays_in_its_row(isa):
+    student, teacher = pair(4, 600)
+    clean = distill_loss(student, teacher, reduction="none")
+    for which in (0, 1):
+        broken = [student.detach().clone(), teacher.clone()]
+        broken[which][2, 599] = float("nan")
+        loss, gradient = loss_and_gradient(*broken, reduction="none")
+        assert torch.equal(loss[[0, 1, 3]], clean[[0, 1, 3]])
+        assert loss[2].isnan()
+        assert gradient[[0, 1, 3]].isfinite().all()
+
+
+def test_same_bits_for_any_thread_count_and_with_or_without_gradient(isa):
+    student, teacher = pair(300, 5003)
+    target = torch.arange(300)
+    results, threads = [], torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(loss_and_gradient(student, teacher, target, temperature=2.0, alpha=0.5))
+        results.append((distill_loss(student.detach(), teacher, target, temperature=2.0, alpha=0.5), results[0][1]))
+    torch.set_num_threads(threads)
+    assert all(torch.equal(got, want) for result in results[1:] for got, want in zip(result, results[0], strict=True))
+
+
+def test_rows_beyond_32_bits(isa):
+    torch.use_deterministic_algorithms(False)  # zeros from numpy cost no memory until written
+    memory = torch.from_numpy(np.zeros(2**31 + 64, np.float16))
+    memory[-64:] = torch.randn(64).half()
+    far = memory.as_strided((2, 64), (2**31, 1))
+    near = far.clone()
+    teacher = torch.randn(2, 64).half()
+    assert torch.equal(distill_loss(far, teacher), distill_loss(near, teacher))
+
+
+class TestBackward:
+    def test_hands_its_gradient_over(self):
+        student, teacher = pair(4, 100)
+        (loss := distill_loss(student, teacher)).backward(retain_graph=True)
+        first = student.grad.clone()
+        assert torch.equal(first, loss_and_gradient(student, teacher)[1])
+        loss.backward(retain_graph=True)
+        assert torch.equal(student.grad, 2 * first)
+        student.grad = None
+        loss.backward()
+        assert torch.equal(student.grad, first)
+
+    def test_accumulates_into_what_is_there(self):
+        student, teacher = pair(4, 100)
+        student.grad = torch.ones_like(student)
+        loss_and = loss_and_gradient(student, teacher)[1]
+        distill_loss(student, teacher).backward()
+        assert torch.equal(student.grad, loss_and + 1)
+
+    def test_gradient_is_formed_only_when_one_is_needed(self, monkeypatch):
+        student, teacher = pair(4, 100)
+        distill_loss(student.detach(), teacher.requires_grad_())
+        assert not distill_loss(student.detach(), teacher).requires_grad
+        with torch.no_grad():
+            assert not distill_loss(student, teacher).requires_grad
+
+    def test_only_the_student_gets_one(self):
+        student, teacher = pair(4, 100)
+        alpha = torch.tensor(0.5, requires_grad=True)
+        temperature = torch.tensor(2.0, requires_grad=True)
+        target = torch.zeros(4, dtype=torch.long)
+        distill_loss(student, teacher.requires_grad_(), target, alpha=alpha, temperature=temperature).backward()
+        assert teacher.grad is alpha.grad is temperature.grad is None
+
+    def test_second_derivative_is_refused(self):
+        student, teacher = pair(3, 5)
+        (gradient,) = torch.autograd.grad(distill_loss(student, teacher), student, create_graph=True)
+        with pytest.raises(NotImplementedError, match="second derivative"):
+            (gradient.sum() + student.sum()).backward()
+
+
+class TestOverwriteLogits:
+    @pytest.mark.parametrize("factor", [1.0, 3.0])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    def test_logits_hold_the_gradient(self, isa, dtype, factor):
+        student, teacher = pair(5, 600, dtype)
+        target = torch.arange(5)
+        want = torch.autograd.grad(distill_loss(student, teacher, target, alpha=0.5, temperature=2.0) * factor, student)[0]
+        logits = student * 1
+        loss = distill_loss(logits, teacher, target, alpha=0.5, temperature=2.0, overwrite_logits=True)
+        assert torch.equal(loss, distill_loss(student, teacher, target, alpha=0.5, temperature=2.0))
+        (loss * factor).backward()
+        torch.testing.assert_close(student.grad, want, rtol=1e-2 if dtype != torch.float32 else 1e-6, atol=1e-7)
+        assert torch.equal(logits.detach(), student.grad)
+
+    def test_softcapped(self, isa):
+        student, teacher = pair(5, 600)
+        kwargs = {"student_softcap": 4.0, "temperature": 2.0}
+        _, want = loss_and_gradient(student, teacher, **kwargs)
+        distill_loss(student * 1, teacher, overwrite_logits=True, **kwargs).backward()
+        assert torch.equal(student.grad, want)
+
+    def test_second_backward_raises(self):
+        student, teacher = pair(3, 50)
+        loss = distill_loss(student * 1, teacher, overwrite_logits=True)
+        loss.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="expected one backward"):
+            loss.backward()
+
+    def test_leaf_is_refused(self):
+        student, teacher = pair(3, 50)
+        with pytest.raises(ValueError, match="overwrite_logits: expected student_logits that are not a leaf"):
+            distill_loss(student, teacher, overwrite_logits=True)
+
+    def test_whoever_saved_the_logits_is_told(self):
+        student, teacher = pair(3, 50)
+        logits = student.exp()  # saves its result
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            distill_loss(logits, teacher, overwrite_logits=True).backward()
+
+    def test_without_a_gradient_nothing_is_written(self):
+        student, teacher = pair(3, 50)
+        before = student.detach().clone()
+        with torch.no_grad():
+            distill_loss(student * 1, teacher, overwrite_logits=True)
+        assert torch.equal(student, before)
+
+    def test_module(self):
+        student, teacher = pair(3, 50)
+        DistillationLoss(overwrite_logits=True)(student * 1, teacher).backward()
+        assert torch.equal(student.grad, loss_and_gradient(student, teacher)[1])
+
+
+class TestCompile:
+    def test_one_graph_for_twenty_temperatures(self):
+        student, teacher = pair(6, 50)
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph.forward
+
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda s, t, tau: distill_loss(2 * s, t, temperature=tau), fullgraph=True, backend=backend)
+        for tau in torch.linspace(0.5, 5, 20):
+            torch.testing.assert_close(compiled(student, teacher, tau), distill_loss(2 * student, teacher, temperature=tau))
+        assert len(graphs) == 1
+
+    def test_loss_and_gradient(self):
+        student, teacher = pair(6, 50)
+        target = torch.tensor([0, 1, 2, -100, 4, 5])
+
+        def loss(s, t, y):
+            out, stats = distill_loss(2 * s, t, y, alpha=0.5, temperature=2.0, return_stats=True)
+            return 3 * out, stats.student_entropy
+
+        want, entropy = loss(student, teacher, target)
+        torch._dynamo.reset()
+        got, compiled_entropy = torch.compile(loss, fullgraph=True)(student, teacher, target)
+        torch.testing.assert_close(got, want)
+        torch.testing.assert_close(compiled_entropy, entropy)
+        torch.testing.assert_close(*[torch.autograd.grad(out, student)[0] for out in (got, want)])
+
+    def test_bad_target_is_a_nan_row(self):
+        student, teacher = pair(3, 50)
+        torch._dynamo.reset()
+        compiled = torch.compile(
+            lambda s, t, y: distill_loss(s, t, y, alpha=0.5, reduction="none"), fullgraph=True, backend="aot_eager"
+        )
+        loss = compiled(student, teacher, torch.tensor([0, 50, -3]))
+        assert loss.isnan().tolist() == [False, True, True]
+
+    def test_exports(self):
+        class Model(torch.nn.Module):
+            def forward(self, student, teacher):
+                return distill_loss(student, teacher, temperature=2.0)
+
+        rows = torch.export.Dim("rows")
+        shapes = {"student": {0: rows}, "teacher": {0: rows}}
+        program = torch.export.export(Model(), tuple(x.detach() for x in pair(4, 9)), dynamic_shapes=shapes)
+        student, teacher = (x.detach() for x in pair(7, 9))
+        assert torch.equal(program.module()(student, teacher), distill_loss(student, teacher, temperature=2.0))
+
+    def test_autocast_keeps_float32_losses(self):
+        hidden, weight = torch.randn(8, 16), torch.randn(32, 16, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = hidden @ weight.T
+            loss = distill_loss(logits, torch.randn(8, 32))
+        assert (logits.dtype, loss.dtype) == (torch.bfloat16, torch.float32)
+        loss.backward()
+        assert weight.grad.dtype == torch.float32
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("change", "error", "words"),
+        [
+            ({"student_logits": [[1.0]]}, TypeError, "student_logits: expected a Tensor, got list"),
+            ({"student_logits": torch.zeros(2, 4, dtype=torch.int64)}, TypeError, "student_logits: expected float32, .*got torch.int64"),
+            ({"student_logits": torch.zeros(())}, ValueError, r"student_logits: expected \[\*, classes\]"),
+            ({"student_logits": torch.zeros(2, 0), "teacher_logits": torch.zeros(2, 0)}, ValueError, "at least one class"),
+            ({"teacher_logits": torch.zeros(3, 4)}, ValueError, r"teacher_logits: expected leading axes \[2\], got \[3\]"),
+            ({"teacher_logits": torch.zeros(2, 5)}, ValueError, "vocab_size: expected the classes to read of 4 and 5"),
+            ({"teacher_logits": torch.zeros(2, 4).double()}, TypeError, "teacher_logits: expected float64 beside float64"),
+            ({"teacher_logits": torch.zeros(2, 4, device="meta")}, ValueError, "teacher_logits: expected device cpu, got meta"),
+            ({"vocab_size": 5}, ValueError, "vocab_size: expected 1 to 4, got 5"),
+            ({"vocab_size": 2.0}, TypeError, "vocab_size: expected an integer, got float"),
+            ({"temperature": 0.0}, ValueError, "temperature: expected above 0, got 0.0"),
+            ({"temperature": float("nan")}, ValueError, "temperature: expected above 0, got nan"),
+            ({"temperature": torch.tensor([1.0, -1.0])}, ValueError, "temperature: expected above 0, got -1.0"),
+            ({"temperature": torch.ones(3)}, ValueError, r"temperature: expected shape \[2\], got \[3\]"),
+            ({"temperature": "hot"}, TypeError, "temperature: expected a number, got str"),
+            ({"alpha": 0.5}, ValueError, "target: expected a target for alpha=0.5"),
+            ({"alpha": torch.tensor([1.0, 0.5])}, ValueError, "target: expected a target"),
+            ({"alpha": 1.5}, ValueError, "alpha: expected 0 to 1, got 1.5"),
+            ({"target": torch.tensor([0, 4])}, ValueError, "target: expected 0 to 3, or -100, got 4"),
+            ({"target": torch.tensor([0, -1])}, ValueError, "target: expected 0 to 3, or -100, got -1"),
+            ({"target": torch.tensor([0.0, 1.0])}, TypeError, "target: expected integers, got torch.float32"),
+            ({"target": torch.tensor([0])}, ValueError, r"target: expected shape \[2\], got \[1\]"),
+            ({"divergence": "kl"}, ValueError, "divergence: expected forward_kl or .*, got 'kl'"),
+            ({"divergence": "jsd"}, NotImplementedError, "divergence: jsd is not yet implemented"),
+            ({"reduction": "avg"}, ValueError, "reduction: expected mean or sum or none, got 'avg'"),
+            ({"reduction": "sum", "num_items_in_batch": 3}, ValueError, "num_items_in_batch: expected reduction mean"),
+            ({"num_items_in_batch": 0}, ValueError, "num_items_in_batch: expected above 0, got 0"),
+            ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected 0 to 1"),
+            ({"row_weight": torch.ones(3)}, ValueError, r"row_weight: expected shape \[2\]"),
+            ({"student_softcap": -1.0}, ValueError, "student_softcap: expected a finite number above 0, got -1.0"),
+            ({"teacher_logit_scale": float("inf")}, ValueError, "teacher_logit_scale: expected a finite number, got inf"),
+            ({"impl": "cuda"}, ValueError, "impl: expected an op with a CUDA"),
+            ({"impl": "fast"}, ValueError, "impl: expected auto or"),
+        ],
+    )
+    def test_names_the_argument(self, change, error, words):
+        arguments = {"student_logits": torch.zeros(2, 4), "teacher_logits": torch.zeros(2, 4)} | change
+        with pytest.raises(error, match="tamis.distill_loss: " + words):
+            distill_loss(arguments.pop("student_logits"), arguments.pop("teacher_logits"), **arguments)
+
+    @pytest.mark.parametrize(
+        ("student", "teacher"),
+        [
+            (torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 4)),
+            (torch.zeros(2, 4), torch.zeros(2, 5)),
+            (torch.zeros(2, 4), torch.zeros(3, 4)),
+            (torch.zeros(2, 4), torch.zeros(2, 4).double()),
+            (torch.zeros(()), torch.zeros(())),
+        ],
+    )
+    def test_raw_op_checks_for_itself(self, student, teacher):
+        one = torch.tensor(1.0)
+        with pytest.raises(RuntimeError, match=r"tamis.distill_loss"):
+            torch.ops.tamis.distill_loss(student, teacher, None, one, one)
+
+    def test_raw_op_changes_no_argument(self):
+        one = torch.tensor(1.0)
+        with pytest.raises(RuntimeError, match="overwrite_logits"):
+            torch.ops.tamis.distill_loss(*pair(2, 4), None, one, one, overwrite_logits=True)
+
+
+def test_agrees_with_torch(isa):
+    student, teacher = pair(8, 1000)
+    target = torch.arange(8)
+    kl = F.kl_div(F.log_softmax(student / 3, -1), F.softmax(teacher / 3, -1), reduction="batchmean") * 9
+    want = 0.7 * kl + 0.3 * F.cross_entropy(student, target, label_smoothing=0.2)
+    got = distill_loss(student, teacher, target, temperature=3.0, alpha=0.7, label_smoothing=0.2)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(*[torch.autograd.grad(loss, student)[0] for loss in (got, want)])
+
+
+def test_module_copies_and_says_what_it_is():
+    module = DistillationLoss(temperature=2.0, alpha=0.5)
+    student, teacher = pair(3, 7)
+    target = torch.tensor([0, 1, 2])
+    want = distill_loss(student, teacher, target, temperature=2.0, alpha=0.5)
+    for loss in (module, copy.deepcopy(module), torch.nn.Sequential(module)[0]):
+        assert torch.equal(loss(student, teacher, target), want)
+    assert "temperature=2.0" in repr(module)
+    assert not list(module.parameters())
+
+
+def test_explain():
+    student, teacher = pair(2, 3)
+    choice = tamis.explain("distill_loss", student, teacher, temperature=2.0)
+    assert choice.backend == "cpu"
+    assert torch.ops.tamis._isa() in choice.kernel
+    assert tamis.explain("distill_loss", student, teacher, impl="reference").backend == "reference"
+    with pytest.raises(ValueError, match="op: expected"):
+        tamis.explain("nothing", student)
+
+
+def test_environment_names_a_backend(monkeypatch):
+    student, teacher = pair(2, 3)
+    monkeypatch.setenv("TAMIS_BACKEND", "reference")
+    assert tamis.explain("distill_loss", student, teacher) == ("reference", "plain torch", "TAMIS_BACKEND=reference")
+    torch.testing.assert_close(distill_loss(student, teacher), distill_loss(student, teacher, impl="cpu"))
+
+
+def test_reference_serves_other_devices():
+    loss, gradient, factor = torch.ops.tamis._distill_loss_forward(
+        torch.zeros(2, 4, device="meta"), torch.zeros(2, 4, device="meta"), None, *[torch.ones((), device="meta")] * 2
+    )
+    assert (loss.shape, gradient.shape, factor.shape) == ((), (2, 4), ())
+    student, teacher = pair(2, 4)
+    one = torch.tensor(1.0)
+    got = reference.distill_loss_forward(student, teacher, None, one, one)
+    want = torch.ops.tamis._distill_loss_forward(student.detach(), teacher, None, one, one)
+    torch.testing.assert_close(got, want)

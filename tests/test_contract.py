@@ -1,0 +1,93 @@
+"""What every public op keeps, whatever its family."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._pytree import tree_map
+
+from tamis.testing import op_examples
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = [pytest.param(name, example, id=f"{name}-{i}") for name, examples in op_examples().items() for i, example in enumerate(examples)]
+PUBLIC = {
+    name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("tamis::") and "::_" not in name
+}
+SCHEMAS = {
+    "deviation_stats": "tamis::deviation_stats(Tensor student_logits, Tensor teacher_logits, SymInt? vocab_size=None, "
+    "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1., "
+    "float teacher_logit_scale=1.) -> Tensor[]",
+    "distill_loss": "tamis::distill_loss(Tensor student_logits, Tensor teacher_logits, Tensor? target, Tensor temperature, "
+    'Tensor alpha, str divergence="forward_kl", float beta=0.5, float label_smoothing=0., int ignore_index=-100, '
+    'str reduction="mean", Tensor? row_weight=None, Tensor? num_items_in_batch=None, SymInt? vocab_size=None, '
+    "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1., "
+    "float teacher_logit_scale=1., bool overwrite_logits=False, bool return_stats=False) -> Tensor[]",
+}
+
+
+def op(name):
+    return getattr(torch.ops.tamis, name).default
+
+
+def test_every_public_op_has_examples_and_a_frozen_schema():
+    assert set(op_examples()) == PUBLIC == set(SCHEMAS)
+    for name, schema in SCHEMAS.items():
+        assert str(op(name)._schema) == schema
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES)
+def test_opcheck(name, example):
+    torch.use_deterministic_algorithms(False)
+    args, kwargs = example()
+    torch.library.opcheck(op(name), args, kwargs)
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES)
+def test_gradcheck_of_the_raw_op(isa, name, example):
+    args, kwargs = tree_map(
+        lambda x: x.detach().double().requires_grad_(x.requires_grad)
+        if isinstance(x, torch.Tensor) and x.is_floating_point()
+        else x,
+        example(),
+    )
+    inputs = [x for x in args if isinstance(x, torch.Tensor) and x.requires_grad]
+    if not inputs:  # an op without a gradient refuses one; torch's default is a warning and None
+        out = op(name)(args[0].requires_grad_(), *args[1:], **kwargs)
+        with pytest.raises(NotImplementedError, match="not differentiable"):
+            out[0].sum().backward()
+        return
+
+    def run(*tensors):
+        fresh = iter(tensors)
+        return tuple(op(name)(*[next(fresh) if any(x is y for y in inputs) else x for x in args], **kwargs))
+
+    assert torch.autograd.gradcheck(run, inputs)
+
+
+@pytest.mark.parametrize(("name", "example"), EXAMPLES)
+def test_float64_in_float64_out(name, example):
+    args, kwargs = tree_map(
+        lambda x: x.detach().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, example()
+    )
+    outputs = op(name)(*args, **kwargs)
+    assert {x.dtype for x in outputs if x.is_floating_point()} == {torch.float64}
+
+
+def test_no_source_file_is_over_500_lines_and_nothing_unpickles():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a checkout")
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if path.suffix in {".py", ".h", ".cpp", ".cuh", ".cu"} and path.is_file():
+            text = path.read_text()
+            assert text.count("\n") <= 500, name
+            if name.startswith("pysrc/"):
+                assert not any(word in text for word in ("import pickle", "torch.load", "allow_pickle")), name
+
+
+def test_docs_are_what_the_code_says():
+    shown = subprocess.run([sys.executable, "-m", "tamis.docs"], capture_output=True, text=True, check=True).stdout
+    assert (ROOT / "docs" / "ops.md").read_text() == shown, "run: make docs"
