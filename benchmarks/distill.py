@@ -124,7 +124,7 @@ def _training(loss: Loss, compiled: bool = False) -> Callable[[Inputs], Route]:
 
         def run(_: object) -> Results:
             out = call(*inputs)
-            out.backward()  # type: ignore[no-untyped-call]
+            out.backward()
             assert inputs.student.grad is not None
             return out.detach(), inputs.student.grad
 
@@ -145,7 +145,7 @@ def _training_overwriting(inputs: Inputs) -> Route:
     def run(prepared: tuple[Tensor, list[Tensor]]) -> Results:
         logits, box = prepared
         out = ours_overwriting(logits, inputs.teacher, inputs.target)
-        out.backward()  # type: ignore[no-untyped-call]
+        out.backward()
         return out.detach(), box[0]
 
     return Route(run, prepare)

@@ -16,6 +16,7 @@ class TritonVariant:
     types: dict[str, str | None]  # of its pointers, as "*fp32"; None where that pointer is never read
     constants: dict[str, Constant] = field(default_factory=dict)
     warps: int = 4
+    registers: int | None = None  # a thread may have; without a number ptxas may spill to fit more programs
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,13 @@ def _real(dtype: str) -> str:
     return "*fp64" if dtype == "fp64" else "*fp32"
 
 
+def _warps(dtype: str) -> int:  # as pysrc/tamis/distill/cuda.py launches them
+    return 4 if dtype == "fp64" else 8
+
+
 def _loss(student: str, teacher: str, features: str) -> TritonVariant:
     on = FEATURES[features]
-    constants: dict[str, Constant] = {"LANES": 256, "VECTOR": min(VECTOR[student], VECTOR[teacher])}
+    constants: dict[str, Constant] = {"LANES": 32 * _warps(student), "VECTOR": min(VECTOR[student], VECTOR[teacher])}
     real = _real(student)
     return TritonVariant(
         module="triton_kernels",
@@ -40,7 +44,7 @@ def _loss(student: str, teacher: str, features: str) -> TritonVariant:
             "gradient": f"*{student}" if "GRADIENT" in on else None,
         },
         constants=constants | {flag: flag in on for flag in FLAGS},
-        warps=8,
+        warps=_warps(student),
     )
 
 
@@ -53,8 +57,9 @@ def _stats(dtype: str) -> TritonVariant:
         types=dict.fromkeys(STATS, _real(dtype))
         | {"student": f"*{dtype}", "teacher": f"*{dtype}", "teacher_argmax": "*i64", "student_argmax": "*i64"}
         | {"agree": "*i1"},
-        constants={"LANES": 256, "VECTOR": VECTOR[dtype], "STUDENT_CAP": False, "TEACHER_CAP": False},
-        warps=8,
+        constants={"LANES": 32 * _warps(dtype), "VECTOR": VECTOR[dtype], "STUDENT_CAP": False, "TEACHER_CAP": False},
+        warps=_warps(dtype),
+        registers=128,
     )
 
 

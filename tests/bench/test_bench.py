@@ -50,25 +50,30 @@ def constant(value):
 
 def test_rows_of_a_case():
     ours, peer, absent = measure(case(), FEW, Probes(constant(1e9), constant(1e9)))
-    assert ours["provider"] == "tamis" and ours["rounds"] == 3
+    assert ours["provider"] == "tamis"
+    assert ours["rounds"] == 3
     assert ours["p20_s"] <= ours["median_s"] <= ours["p80_s"]
     assert ours["ratio"] == 1
-    assert ours["loss_error"] < 1e-6 and peer["loss_error"] == pytest.approx(0.5)
+    assert ours["loss_error"] < 1e-6
+    assert peer["loss_error"] == pytest.approx(0.5)
     assert ours["bytes_per_second"] == pytest.approx(65536 / ours["median_s"])
     assert ours["stream_s"] == pytest.approx(65536e-9)
     assert ours["roofline_s"] == pytest.approx(65536e-9)  # memory is the slower
-    assert "median_s" not in absent and absent["failed"] == "RuntimeError: no such peer"
+    assert "median_s" not in absent
+    assert absent["failed"] == "RuntimeError: no such peer"
 
 
 def test_roofline_is_the_slower_of_memory_and_exponentials():
     row = measure(case(), FEW, Probes(constant(1e9), constant(1e6)))[0]
-    assert row["stream_s"] == pytest.approx(65536e-9) and row["roofline_s"] == pytest.approx(8192e-6)
+    assert row["stream_s"] == pytest.approx(65536e-9)
+    assert row["roofline_s"] == pytest.approx(8192e-6)
     assert row["roofline_percent"] > row["stream_percent"]
 
 
 def test_no_probes_no_percent():
     row = measure(case(), FEW)[0]
-    assert "stream_percent" not in row and "roofline_percent" not in row
+    assert "stream_percent" not in row
+    assert "roofline_percent" not in row
 
 
 @pytest.mark.parametrize("changes", [{}, {"written": 0}, {"exponentials": 0}, {"read": 0, "written": 0}])
@@ -83,7 +88,8 @@ def test_rounds_alternate():
     order = []
     actions = {name: lambda name=name: order.append(name) or 0.0 for name in "abc"}
     samples = alternate(actions, Limits(0.0, 4, 10))
-    assert order == list("abc") * 4 and all(len(times) == 4 for times in samples.values())
+    assert order == list("abc") * 4
+    assert all(len(times) == 4 for times in samples.values())
 
 
 def test_preparation_precedes_every_run():
@@ -142,15 +148,18 @@ def result():
 
 
 def test_header(result):
-    keys = "cpu cores caches isa huge_pages torch tamis commit python system date".split()
+    keys = ["cpu", "cores", "caches", "isa", "huge_pages", "torch", "tamis", "commit", "python", "system", "date"]
     assert list(result["header"]) == keys == list(header())
 
 
 def test_schema(result):
-    assert result["schema"] == run.SCHEMA and result["rows"]
+    assert result["schema"] == run.SCHEMA
+    assert result["rows"]
     for row in result["rows"]:
         assert set(run.KEY) <= set(row)
-        assert row["allocator"] == "kept" and row["threads"] == 1 and row["shape"] == {"rows": 1, "classes": 2}
+        assert row["allocator"] == "kept"
+        assert row["threads"] == 1
+        assert row["shape"] == {"rows": 1, "classes": 2}
         assert "failed" in row or {"median_s", "p20_s", "p80_s", "rounds", "ratio", "loss_error"} <= set(row)
     assert len({run.key(row) for row in result["rows"]}) == len(result["rows"])
 
@@ -158,13 +167,15 @@ def test_schema(result):
 def test_ours_is_right(result):
     for row in result["rows"]:
         if row["provider"].startswith("tamis"):
-            assert row["loss_error"] < 1e-5 and row["gradient_error"] < 1e-5
+            assert row["loss_error"] < 1e-5
+            assert row["gradient_error"] < 1e-5
 
 
 def test_save_and_load(result, tmp_path):
     run.save(result, tmp_path / "a.json")
     read = run.load(tmp_path / "a.json")
-    assert read["header"] == result["header"] and len(read["rows"]) == len(result["rows"])
+    assert read["header"] == result["header"]
+    assert len(read["rows"]) == len(result["rows"])
     run.save(read, tmp_path / "b.json")
     assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
 
@@ -182,7 +193,8 @@ def test_compare(result):
         if "median_s" in row:
             row["median_s"] *= 2
     ratios = run.compare(slower["rows"], result["rows"])
-    assert ratios and all(ratio == pytest.approx(2) for _, ratio in ratios)
+    assert ratios
+    assert all(ratio == pytest.approx(2) for _, ratio in ratios)
     assert run.compare([], result["rows"]) == []
 
 
@@ -191,7 +203,9 @@ def test_tables_print(result):
     show(result, console)
     show_comparison(result, result, console)
     text = console.export_text()
-    assert result["header"]["cpu"] in text and "kept allocator" in text and "1.00" in text
+    assert result["header"]["cpu"] in text
+    assert "kept allocator" in text
+    assert "1.00" in text
     assert all(heading in text for heading, _ in COLUMNS)
 
 
@@ -207,7 +221,9 @@ def test_report_of_committed_results_is_committed(tmp_path):
 
 def test_report(result):
     page = render([("machine", result)])
-    assert "## machine" in page and "distill_loss, dispatch" in page and result["header"]["cpu"] in page
+    assert "## machine" in page
+    assert "distill_loss, dispatch" in page
+    assert result["header"]["cpu"] in page
     assert "No results yet" in render([])
 
 

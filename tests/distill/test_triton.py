@@ -182,8 +182,9 @@ def test_padding_and_strides():
     close(loss, wants[0], 1e-6, 1e-6)
     close(gradient[..., :50], wants[1], 1e-6, 1e-6)
     columns = logits(50, 3).T  # classes do not lie side by side: copied
-    close(cuda.distill_loss(columns, columns * 2, *arguments(torch.float32, {}))[0],
-          reference.distill_loss(columns.double(), columns.double() * 2, *arguments(torch.float64, {}))[0], 1e-5, 1e-6)  # fmt: skip
+    got = cuda.distill_loss(columns, columns * 2, *arguments(torch.float32, {}))
+    want = reference.distill_loss(columns.double(), columns.double() * 2, *arguments(torch.float64, {}))
+    close(got[0], want[0], 1e-5, 1e-6)
 
 
 @inner

@@ -47,7 +47,7 @@ def test_losses_agree_and_students_learn(result: Result) -> None:
     assert tamis.score.accuracy > 2 * result.chance.accuracy
     assert tamis.score.perplexity < 0.5 * result.chance.perplexity
     assert tamis.score.accuracy == pytest.approx(plain.score.accuracy, abs=0.02)
-    assert result.teacher.agreement == 1.0
+    assert result.teacher.agreement == 1.0 and result.teacher.perplexity < 0.5 * result.chance.perplexity
 
 
 def test_same_seed_same_run() -> None:

@@ -1,5 +1,6 @@
 """Compiles entries and measures what came out; a compilation is cached by its sources."""
 
+import ast
 import hashlib
 import json
 import os
@@ -84,5 +85,9 @@ def _cached(entry: Entry) -> Path:
         for suffix in backend.SOURCES:
             for file in sorted((kernels_folder() / folder).glob(suffix)):
                 if file.name != "aot.py":
-                    digest.update(file.name.encode() + file.read_bytes())
+                    digest.update(file.name.encode() + _meaning(file))
     return cache_folder() / "aot" / f"{digest.hexdigest()[:32]}.cubin"
+
+
+def _meaning(file: Path) -> bytes:
+    return ast.dump(ast.parse(file.read_text())).encode() if file.suffix == ".py" else file.read_bytes()

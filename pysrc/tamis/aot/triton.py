@@ -23,7 +23,10 @@ def version() -> str:
 
 
 def compile(entry: Entry) -> tuple[bytes, int]:
-    """The cubin, and the shared memory a launch gives it. Pointers and what is named a stride are multiples of 16, as in a model's logits."""
+    """The cubin, and the shared memory a launch gives it.
+
+    Pointers and what is named a stride are multiples of 16, as in a model's logits.
+    """
     version()
     import triton
     from triton.backends.compiler import GPUTarget
@@ -46,6 +49,6 @@ def compile(entry: Entry) -> tuple[bytes, int]:
         if signature[name].startswith("*") or name.endswith("stride"):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": variant.warps, "enable_fp_fusion": True}
+    options = {"num_warps": variant.warps, "enable_fp_fusion": True, "maxnreg": variant.registers}
     built = triton.compile(source, target=GPUTarget("cuda", entry.arch, 32), options=options)
     return bytes(built.asm["cubin"]), int(built.metadata.shared)

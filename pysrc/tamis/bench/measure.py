@@ -8,6 +8,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -117,15 +118,13 @@ def measure(case: Case, limits: Limits, probes: Probes | None = None) -> list[di
             row.update(zip(names, relative_errors(route.run(route.prepare()), truth), strict=False))
             route.run(route.prepare())  # warm
             prepared = route.prepare()
-            row["peak_bytes"] = peak_bytes(lambda route=route, prepared=prepared: route.run(prepared))
+            row["peak_bytes"] = peak_bytes(partial(route.run, prepared))
             del prepared
         except Exception as error:  # a peer that cannot run here is a line in the table, not the end of it
             routes.pop(name, None)
             row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
     del truth
-    actions: dict[str, Callable[[], float]] = {
-        n: (lambda route=route: _once(route, case.calls)) for n, route in routes.items()
-    }
+    actions: dict[str, Callable[[], float]] = {n: partial(_once, route, case.calls) for n, route in routes.items()}
     rates = {f"probe {kind}": probe for kind, probe in probes._asdict().items() if probe is not None}
     samples = alternate(actions | rates, limits)
     floors = _floors(case, samples)

@@ -1,4 +1,4 @@
-"""`tamis bench` and `tamis report`."""
+"""`tamis bench`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -56,16 +56,3 @@ def _threads(word: str, every: int) -> int:
     if not word.strip().isdecimal() or int(word) < 1:
         raise typer.BadParameter(f"--threads: expected counts or all, got {word}")
     return int(word)
-
-
-def report(
-    out: Annotated[Path | None, typer.Option("--out", help="The page; by default benchmarks/README.md.")] = None,
-    results: Annotated[Path | None, typer.Option("--results", help="Folder; by default the committed ones.")] = None,
-) -> None:
-    """Make the benchmark page from JSON results."""
-    import tamis.benchmarks
-
-    from ..bench.report import report as write
-
-    home = Path(next(iter(tamis.benchmarks.__path__)))
-    write(results or home / "results", out or home / "README.md")

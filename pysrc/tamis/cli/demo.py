@@ -25,7 +25,14 @@ def demo(
     """Distil a next-word model on real text, by plain torch and by tamis, and compare."""
     import torch
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from ..pipelines.data import PYTHON_DOCS, MissingData
     from ..pipelines.demo import Settings, run
@@ -38,6 +45,7 @@ def demo(
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[words]}"),
     )
     with Progress(*columns, console=console) as progress:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-LANES = 256  # of a block of classes
-WARPS = 8
+LANES, WARPS = 256, 8  # of a block of classes; both halved for float64, whose arithmetic takes twice the registers
+REGISTERS = 128  # a thread of the statistics may have: left alone, ptxas spills some to fit more programs
 ROWS_BLOCK = 1024  # rows a step where one program walks them all
 PROGRAMS = 4  # a multiprocessor: their rows stay in its share of the L2 for the gradient's second read
 
@@ -73,9 +73,11 @@ def _grid(x: Tensor, rows: int) -> tuple[int]:
     return (min(rows, PROGRAMS * processors),)
 
 
-def _vector(student: Tensor, teacher: Tensor) -> int:
-    """Classes that a lane loads at once: 128 bits of the wider dtype."""
-    return 16 // max(student.element_size(), teacher.element_size())
+def _block(student: Tensor, teacher: Tensor) -> dict[str, int]:
+    """A lane loads 128 bits of the wider dtype at once."""
+    half = 2 if student.dtype == torch.float64 else 1
+    vector = 16 // max(student.element_size(), teacher.element_size())
+    return {"LANES": LANES // half, "VECTOR": vector, "num_warps": WARPS // half}
 
 
 def _classes(fn: str, student: Tensor, teacher: Tensor, vocab_size: int | None) -> int:
@@ -128,7 +130,7 @@ def _forward(
     return_stats: bool,
     gradient: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The loss, the gradient's factor, the statistics; writes gradient, shaped as student_logits, where one is given."""
+    """The loss, the gradient's factor, the statistics; writes gradient, as large as student_logits, where given one."""
     from ..kernels.distill.triton_kernels import distill_loss_kernel, row_sum_kernel
 
     if divergence != "forward_kl":
@@ -157,18 +159,19 @@ def _forward(
     divisor = _divisor(x, rows, labels, weight, items, ignore_index, reduction)
     # A half-precision gradient divided by the number of rows would underflow before a gradient scaler multiplies it.
     fold = x.dtype != torch.float16
+    folded = divisor[1] if fold else x.new_ones((), dtype=torch.float64)
     loss = x.new_empty(student_logits.shape[:-1], dtype=real)
     factor = x.new_ones((), dtype=real) if fold else divisor[1].to(real)
     with _device_of(x):
         if rows:
             distill_loss_kernel[_grid(x, rows)](
-                x, teacher.tensor, tau, mix, labels, weight, divisor[1] if fold else x.new_ones((), dtype=torch.float64),
-                loss, None if gradient is None else written.tensor, rows, classes, x.shape[-1],
+                x, teacher.tensor, tau, mix, labels, weight, folded, loss, None if gradient is None else written.tensor, rows, classes, x.shape[-1],
                 *student[1:], *teacher[1:], *written[1:], int(tau.dim() > 0), int(mix.dim() > 0), ignore_index,
-                label_smoothing, student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0,
-                LANES=LANES, VECTOR=_vector(student_logits, teacher_logits), HAS_TARGET=labels is not None, HAS_WEIGHT=weight is not None,
+                label_smoothing,
+                student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0,
+                **_block(student_logits, teacher_logits), HAS_TARGET=labels is not None, HAS_WEIGHT=weight is not None,
                 GRADIENT=gradient is not None, HARD=hard, SMOOTH=labels is not None and label_smoothing > 0,
-                STUDENT_CAP=bool(student_softcap), TEACHER_CAP=bool(teacher_softcap), num_warps=WARPS, enable_fp_fusion=True,
+                STUDENT_CAP=bool(student_softcap), TEACHER_CAP=bool(teacher_softcap), enable_fp_fusion=True,
             )  # fmt: skip
         if reduction == "none":
             return loss, factor, statistics
@@ -221,8 +224,8 @@ def deviation_stats(
             deviation_stats_kernel[_grid(student_logits, rows)](
                 student.tensor, teacher.tensor, *out, rows, classes, *student[1:], *teacher[1:],
                 student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0,
-                LANES=LANES, VECTOR=_vector(student_logits, teacher_logits), STUDENT_CAP=bool(student_softcap),
-                TEACHER_CAP=bool(teacher_softcap), num_warps=WARPS, enable_fp_fusion=True,
+                **_block(student_logits, teacher_logits), STUDENT_CAP=bool(student_softcap),
+                TEACHER_CAP=bool(teacher_softcap), enable_fp_fusion=True, maxnreg=REGISTERS,
             )  # fmt: skip
     return out
 

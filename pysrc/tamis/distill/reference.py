@@ -46,8 +46,12 @@ def row_losses(
     kept = weight != 0
     if target is not None:
         kept = kept & (target != ignore_index)
-    rows = kept.unsqueeze(-1)
+    valid = (tau > 0) & (alpha == alpha)
+    inside = None if target is None else (target >= 0) & (target < classes)
+    valid = valid & (alpha == 1 if inside is None else inside)
+    rows, sane = kept.unsqueeze(-1), torch.where(valid, 1.0, float("nan")).to(s.dtype)
     s, t = torch.where(rows, s, 0), torch.where(rows, t, 0)  # what does not count must not reach a gradient
+    s = s * (sane.unsqueeze(-1) if sane.dim() else sane)  # and what is not valid makes its row NaN
 
     wide = tau.unsqueeze(-1) if tau.dim() else tau
     log_p, log_q = torch.log_softmax(s / wide, -1), torch.log_softmax(t / wide, -1)
@@ -55,9 +59,7 @@ def row_losses(
     here = q > 0  # a class without probability adds nothing, also where it is -inf in both models
     kl = torch.where(here, q * (torch.where(here, log_q, 0) - torch.where(here, log_p, 0)), torch.where(q == 0, 0, q)).sum(-1)
     loss = torch.where(alpha == 0, 0, alpha * tau**2 * torch.where(alpha == 0, 0, kl))
-    valid = tau > 0
-    if target is not None:
-        inside = (target >= 0) & (target < classes)
+    if target is not None and inside is not None:
         index = torch.where(inside & kept, target, 0).unsqueeze(-1)
         log_p1 = torch.log_softmax(s, -1)
         ce = -(1 - label_smoothing) * log_p1.gather(-1, index).squeeze(-1)
@@ -65,10 +67,6 @@ def row_losses(
             ce = ce - label_smoothing * log_p1.mean(-1)
         hard = 1 - alpha
         loss = loss + torch.where(hard == 0, 0, hard * torch.where(hard == 0, 0, ce))
-        valid = valid & inside
-    else:
-        valid = valid & (alpha == 1)
-    loss = torch.where(valid & (alpha == alpha), loss, loss * float("nan"))
     return torch.where(kept, weight * loss, 0), torch.where(kept, weight, 0)
 
 

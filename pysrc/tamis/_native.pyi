@@ -1,0 +1,16 @@
+from typing import TypedDict
+
+class _IsaReport(TypedDict):
+    compiled: list[str]
+    runs: list[str]
+    best: str
+    cpu: str
+    features: dict[str, bool]
+
+def isa_report() -> _IsaReport: ...
+def cache_sizes() -> dict[str, int]: ...
+def probe(kind: str, isa: str = "", seconds: float = 0.1, bytes: int = ..., threads: int = 1) -> float: ...
+
+class Probe:
+    def __init__(self, kind: str, isa: str = "", bytes: int = ..., threads: int = 1) -> None: ...
+    def rate(self) -> float: ...
