@@ -19,11 +19,16 @@ using torch::stable::Tensor;
 // `what` names an argument in errors: "tamis.distill_loss: student_logits".
 inline Dtype dtype_of(const char* what, const Tensor& t) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return f32;
-    case ScalarType::Double: return f64;
-    case ScalarType::Half: return f16;
-    case ScalarType::BFloat16: return bf16;
-    default: STD_TORCH_CHECK(false, what, ": expected float32, bfloat16, float16 or float64");
+    case ScalarType::Float:
+      return f32;
+    case ScalarType::Double:
+      return f64;
+    case ScalarType::Half:
+      return f16;
+    case ScalarType::BFloat16:
+      return bf16;
+    default:
+      STD_TORCH_CHECK(false, what, ": expected float32, bfloat16, float16 or float64");
   }
 }
 
@@ -66,7 +71,9 @@ inline int64_t rows_of(const Tensor& t) {
 inline std::optional<Matrix> walk(const Tensor& t) {
   const int64_t classes = t.size(t.dim() - 1), rows = rows_of(t);
   if (classes > 1 && t.stride(t.dim() - 1) != 1) return std::nullopt;
-  struct Axis { int64_t size, stride; } axes[2] = {};  // outer first
+  struct Axis {
+    int64_t size, stride;
+  } axes[2] = {};  // outer first
   int count = 0;
   for (int64_t i = 0; i + 1 < t.dim(); ++i) {
     const Axis axis = {t.size(i), t.stride(i)};
@@ -81,9 +88,12 @@ inline std::optional<Matrix> walk(const Tensor& t) {
   }
   const int64_t group = rows ? rows : 1;
   switch (count) {
-    case 0: return Matrix{t.const_data_ptr(), classes, classes, group, 0};
-    case 1: return Matrix{t.const_data_ptr(), classes, axes[0].stride, group, 0};
-    default: return Matrix{t.const_data_ptr(), classes, axes[1].stride, axes[1].size ? axes[1].size : 1, axes[0].stride};
+    case 0:
+      return Matrix{t.const_data_ptr(), classes, classes, group, 0};
+    case 1:
+      return Matrix{t.const_data_ptr(), classes, axes[0].stride, group, 0};
+    default:
+      return Matrix{t.const_data_ptr(), classes, axes[1].stride, axes[1].size ? axes[1].size : 1, axes[0].stride};
   }
 }
 
@@ -98,7 +108,8 @@ inline Tensor logits(const char* what, const Tensor& t) {
 inline Tensor scalars(const char* what, const Tensor& t, ScalarType real, int64_t rows, bool one_allowed) {
   STD_TORCH_CHECK(t.is_cpu(), what, ": expected a CPU tensor");
   STD_TORCH_CHECK((one_allowed && t.dim() == 0) || t.numel() == rows, what, ": expected ",
-                  one_allowed ? "a number or one per row" : "one number per row", ", got ", t.numel(), " for ", rows, " rows");
+                  one_allowed ? "a number or one per row" : "one number per row", ", got ", t.numel(), " for ", rows,
+                  " rows");
   return torch::stable::contiguous(t.scalar_type() == real ? t : torch::stable::to(t, real));
 }
 

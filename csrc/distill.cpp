@@ -9,12 +9,15 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-int64_t counted_classes(const char* what, const Tensor& student, const Tensor& teacher, std::optional<int64_t> vocab_size) {
+int64_t counted_classes(const char* what, const Tensor& student, const Tensor& teacher,
+                        std::optional<int64_t> vocab_size) {
   const int64_t s = student.size(student.dim() - 1), t = teacher.size(teacher.dim() - 1);
-  STD_TORCH_CHECK(leading(student) == leading(teacher), what, ": teacher_logits: expected the leading axes of student_logits");
+  STD_TORCH_CHECK(leading(student) == leading(teacher), what,
+                  ": teacher_logits: expected the leading axes of student_logits");
   STD_TORCH_CHECK(vocab_size || s == t, what, ": vocab_size: expected a number for ", s, " and ", t, " classes");
   const int64_t classes = vocab_size.value_or(s);
-  STD_TORCH_CHECK(0 < classes && classes <= s && classes <= t, what, ": vocab_size: expected 1 to ", s < t ? s : t, ", got ", classes);
+  STD_TORCH_CHECK(0 < classes && classes <= s && classes <= t, what, ": vocab_size: expected 1 to ", s < t ? s : t,
+                  ", got ", classes);
   return classes;
 }
 
@@ -27,7 +30,8 @@ Matrix first_classes(const Tensor& t, int64_t classes) {
 LogitTransform transform(double scale, std::optional<double> cap) { return {scale, cap.value_or(0)}; }
 
 // Runs kernel(begin, end, scratch) over the rows, on all threads.
-template <class Kernel> void over_rows(const char* what, int64_t rows, int64_t classes, const Kernel& kernel) {
+template <class Kernel>
+void over_rows(const char* what, int64_t rows, int64_t classes, const Kernel& kernel) {
   const int64_t bytes = kernels().distill.scratch_bytes(classes);
   std::atomic<bool> starved{false};
   torch::stable::parallel_for(0, rows, grain(classes), [&](int64_t begin, int64_t end) {
@@ -39,9 +43,9 @@ template <class Kernel> void over_rows(const char* what, int64_t rows, int64_t c
 
 const int64_t kStats = 11;
 
-Tensors stats(const char* what, const Tensor& student_logits, const Tensor& teacher_logits, std::optional<int64_t> vocab_size,
-              std::optional<double> student_softcap, std::optional<double> teacher_softcap, double student_logit_scale,
-              double teacher_logit_scale) {
+Tensors stats(const char* what, const Tensor& student_logits, const Tensor& teacher_logits,
+              std::optional<int64_t> vocab_size, std::optional<double> student_softcap,
+              std::optional<double> teacher_softcap, double student_logit_scale, double teacher_logit_scale) {
   const Tensor student = logits(what, student_logits), teacher = logits(what, teacher_logits);
   const int64_t classes = counted_classes(what, student, teacher, vocab_size);
   const auto kernel = kernels().distill.deviation_stats[dtype_of(what, student)][dtype_of(what, teacher)];
@@ -49,11 +53,17 @@ Tensors stats(const char* what, const Tensor& student_logits, const Tensor& teac
   const std::vector<int64_t> sizes = leading(student);
   Tensors out;
   for (int64_t i = 0; i < kStats; ++i)
-    out.push_back(torch::stable::new_empty(student, sizes, i == 6 || i == 7 ? ScalarType::Long
-                                                           : i == 10        ? ScalarType::Bool
-                                                                            : real_type(student)));
-  DeviationStats op{first_classes(student, classes), first_classes(teacher, classes),
-                    transform(student_logit_scale, student_softcap), transform(teacher_logit_scale, teacher_softcap), {}, {}, {}};
+    out.push_back(torch::stable::new_empty(student, sizes,
+                                           i == 6 || i == 7 ? ScalarType::Long
+                                           : i == 10        ? ScalarType::Bool
+                                                            : real_type(student)));
+  DeviationStats op{first_classes(student, classes),
+                    first_classes(teacher, classes),
+                    transform(student_logit_scale, student_softcap),
+                    transform(teacher_logit_scale, teacher_softcap),
+                    {},
+                    {},
+                    {}};
   for (int model = 0; model < 2; ++model) {
     for (int i = 0; i < 4; ++i) op.real[model][i] = out[(i < 3 ? 2 * i : 8) + model].mutable_data_ptr();
     op.argmax[model] = static_cast<int64_t*>(out[6 + model].mutable_data_ptr());
@@ -121,7 +131,8 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
     divisor = op.kept_weight;
     if (num_items_in_batch) {
       STD_TORCH_CHECK(num_items_in_batch->numel() == 1, what, ": num_items_in_batch: expected one number");
-      const Tensor items = scalars("tamis.distill_loss: num_items_in_batch", *num_items_in_batch, ScalarType::Double, 1, true);
+      const Tensor items =
+          scalars("tamis.distill_loss: num_items_in_batch", *num_items_in_batch, ScalarType::Double, 1, true);
       divisor = *static_cast<const double*>(items.const_data_ptr());
     }
     if (op.kept_weight == 0 && divisor == 0) divisor = 1;  // nothing kept: 0, not 0 / 0
@@ -132,8 +143,9 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
 
   Tensors out;
   std::optional<Tensor> gradient;
-  if constexpr (kGradient == Gradient::fresh) gradient = advise_huge_pages(torch::stable::empty(
-      student.sizes(), student.scalar_type(), std::nullopt, student.device()));
+  if constexpr (kGradient == Gradient::fresh)
+    gradient =
+        advise_huge_pages(torch::stable::empty(student.sizes(), student.scalar_type(), std::nullopt, student.device()));
   if constexpr (kGradient == Gradient::over_logits) {
     STD_TORCH_CHECK(student.data_ptr() == student_logits.data_ptr(), what,
                     ": overwrite_logits: expected logits that two strides walk, classes side by side");

@@ -8,10 +8,10 @@ namespace {
 constexpr int64_t kThreads = 256, kMaxGridY = 65535;
 
 template <class T>
-cudaError_t scale_rows(const void* gradient, const void* grad, const void* factor, void* out, int64_t rows, int64_t classes,
-                       int64_t grad_step, cudaStream_t stream) {
+cudaError_t scale_rows(const void* gradient, const void* grad, const void* factor, void* out, int64_t rows,
+                       int64_t classes, int64_t grad_step, cudaStream_t stream) {
   const int64_t per_block = kThreads * 4 * int64_t{16 / sizeof(T)};  // four vectors a thread
-  if (!grad_step) classes *= rows, rows = 1;  // one multiplier: one long row
+  if (!grad_step) classes *= rows, rows = 1;                         // one multiplier: one long row
   int64_t blocks = (classes + per_block - 1) / per_block;
   if (blocks > INT32_MAX) blocks = INT32_MAX;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(rows < kMaxGridY ? rows : kMaxGridY));
@@ -19,8 +19,8 @@ cudaError_t scale_rows(const void* gradient, const void* grad, const void* facto
   const cuda::Real<T>*g = static_cast<const cuda::Real<T>*>(grad), *f = static_cast<const cuda::Real<T>*>(factor);
   T* y = static_cast<T*>(out);
   void* arguments[] = {&x, &g, &f, &y, &rows, &classes, &grad_step};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(&cuda::scale_rows_kernel<T>), grid, dim3(kThreads), arguments, 0,
-                          stream);
+  return cudaLaunchKernel(reinterpret_cast<const void*>(&cuda::scale_rows_kernel<T>), grid, dim3(kThreads), arguments,
+                          0, stream);
 }
 
 }  // namespace
@@ -29,11 +29,16 @@ cudaError_t launch_scale_rows(Dtype dtype, const void* gradient, const void* gra
                               int64_t rows, int64_t classes, int64_t grad_step, cudaStream_t stream) {
   if (rows == 0 || classes == 0) return cudaSuccess;  // an empty grid is an error
   switch (dtype) {
-    case f32: return scale_rows<float>(gradient, grad, factor, out, rows, classes, grad_step, stream);
-    case f64: return scale_rows<double>(gradient, grad, factor, out, rows, classes, grad_step, stream);
-    case f16: return scale_rows<__half>(gradient, grad, factor, out, rows, classes, grad_step, stream);
-    case bf16: return scale_rows<__nv_bfloat16>(gradient, grad, factor, out, rows, classes, grad_step, stream);
-    default: return cudaErrorInvalidValue;
+    case f32:
+      return scale_rows<float>(gradient, grad, factor, out, rows, classes, grad_step, stream);
+    case f64:
+      return scale_rows<double>(gradient, grad, factor, out, rows, classes, grad_step, stream);
+    case f16:
+      return scale_rows<__half>(gradient, grad, factor, out, rows, classes, grad_step, stream);
+    case bf16:
+      return scale_rows<__nv_bfloat16>(gradient, grad, factor, out, rows, classes, grad_step, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

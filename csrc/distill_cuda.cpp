@@ -18,8 +18,8 @@ cudaStream_t current_stream(const Tensor& t) {
 
 void scale_rows(const Tensor& gradient, const Tensor& grad, const Tensor& factor, Tensor out) {
   const char* const what = "tamis._scale_rows_cuda";
-  STD_TORCH_CHECK(gradient.dim() >= 1 && gradient.is_contiguous() && out.is_contiguous() && out.sizes().equals(gradient.sizes()) &&
-                      out.scalar_type() == gradient.scalar_type(),
+  STD_TORCH_CHECK(gradient.dim() >= 1 && gradient.is_contiguous() && out.is_contiguous() &&
+                      out.sizes().equals(gradient.sizes()) && out.scalar_type() == gradient.scalar_type(),
                   what, ": out: expected gradient's shape and dtype, both contiguous");
   const int64_t rows = rows_of(gradient);
   const ScalarType real = real_type(gradient);
@@ -29,10 +29,9 @@ void scale_rows(const Tensor& gradient, const Tensor& grad, const Tensor& factor
   for (const Tensor* t : {&grad, &factor, static_cast<const Tensor*>(&out)})
     STD_TORCH_CHECK(t->is_cuda() && t->get_device() == gradient.get_device(), what, ": expected all on one device");
   const torch::stable::accelerator::DeviceGuard guard(gradient.get_device());
-  const cudaError_t error =
-      launch_scale_rows(dtype_of(what, gradient), gradient.const_data_ptr(), grad.const_data_ptr(), factor.const_data_ptr(),
-                        out.mutable_data_ptr(), rows, gradient.size(gradient.dim() - 1), grad.dim() != 0,
-                        current_stream(gradient));
+  const cudaError_t error = launch_scale_rows(
+      dtype_of(what, gradient), gradient.const_data_ptr(), grad.const_data_ptr(), factor.const_data_ptr(),
+      out.mutable_data_ptr(), rows, gradient.size(gradient.dim() - 1), grad.dim() != 0, current_stream(gradient));
   STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
 }
 

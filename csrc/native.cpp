@@ -56,7 +56,8 @@ std::string cpu_name() {
   if (__get_cpuid(0x80000000, &highest, &unused, &unused, &unused) && highest >= 0x80000004) {
     for (unsigned i = 0; i < 3; ++i)
       __get_cpuid(0x80000002 + i, &regs[4 * i], &regs[4 * i + 1], &regs[4 * i + 2], &regs[4 * i + 3]);
-    const std::string name(reinterpret_cast<const char*>(regs), strnlen(reinterpret_cast<const char*>(regs), sizeof regs));
+    const std::string name(reinterpret_cast<const char*>(regs),
+                           strnlen(reinterpret_cast<const char*>(regs), sizeof regs));
     const size_t first = name.find_first_not_of(' '), last = name.find_last_not_of(' ');
     if (first != std::string::npos) return name.substr(first, last - first + 1);
   }
@@ -77,12 +78,13 @@ py::dict isa_report() {
   py::dict features;
 #ifdef __x86_64__
 #define TAMIS_FEATURE(name) features[name] = bool(__builtin_cpu_supports(name));
-  TAMIS_FEATURE("ssse3") TAMIS_FEATURE("sse4.2") TAMIS_FEATURE("avx") TAMIS_FEATURE("avx2") TAMIS_FEATURE("fma")
-  TAMIS_FEATURE("avx512f") TAMIS_FEATURE("avx512bw") TAMIS_FEATURE("avx512dq") TAMIS_FEATURE("avx512vl")
-  TAMIS_FEATURE("avx512vbmi") TAMIS_FEATURE("avx512vnni") TAMIS_FEATURE("avx512bf16")
+  TAMIS_FEATURE("ssse3")
+  TAMIS_FEATURE("sse4.2") TAMIS_FEATURE("avx") TAMIS_FEATURE("avx2") TAMIS_FEATURE("fma") TAMIS_FEATURE("avx512f")
+      TAMIS_FEATURE("avx512bw") TAMIS_FEATURE("avx512dq") TAMIS_FEATURE("avx512vl") TAMIS_FEATURE("avx512vbmi")
+          TAMIS_FEATURE("avx512vnni") TAMIS_FEATURE("avx512bf16")
 #undef TAMIS_FEATURE
 #endif
-  py::dict report;
+              py::dict report;
   report["compiled"] = compiled;
   report["runs"] = runs;
   report["best"] = runs.empty() ? "" : runs[0];
@@ -130,13 +132,18 @@ class Prober {  // one kind of work, with its buffers, to be timed again and aga
  public:
   Prober(const std::string& kind, const std::string& isa, int64_t bytes, int threads) {
     const ProbeKernels& kernels = level(isa).kernels;
-    const struct { const char* name; Probe kernel; int64_t from, to; } kinds[] = {  // bytes, of all threads
-        {"copy", kernels.copy, bytes / 2, bytes / 2},
-        {"read", kernels.read, bytes, 0},
-        {"fma", kernels.fma, 0, 0},
-        {"exp", kernels.exp, 0, 0},
-        {"shuffle", kernels.shuffle, 0, 0}};
-    if (threads < 1 || bytes < 1) throw std::invalid_argument("tamis._native: bytes, threads: expected positive numbers");
+    const struct {
+      const char* name;
+      Probe kernel;
+      int64_t from, to;
+    } kinds[] = {// bytes, of all threads
+                 {"copy", kernels.copy, bytes / 2, bytes / 2},
+                 {"read", kernels.read, bytes, 0},
+                 {"fma", kernels.fma, 0, 0},
+                 {"exp", kernels.exp, 0, 0},
+                 {"shuffle", kernels.shuffle, 0, 0}};
+    if (threads < 1 || bytes < 1)
+      throw std::invalid_argument("tamis._native: bytes, threads: expected positive numbers");
     for (const auto& k : kinds) {
       if (kind != k.name) continue;
       kernel_ = k.kernel;
@@ -173,7 +180,9 @@ class Prober {  // one kind of work, with its buffers, to be timed again and aga
     Clock::time_point begin, end;
   };
 
-  static int64_t share(int64_t bytes, int threads) { return std::max<int64_t>(1, bytes / threads / kProbeStep) * kProbeStep; }
+  static int64_t share(int64_t bytes, int threads) {
+    return std::max<int64_t>(1, bytes / threads / kProbeStep) * kProbeStep;
+  }
 
   double run() {  // seconds
     std::atomic<size_t> waiting{workers_.size()};
@@ -210,11 +219,12 @@ PYBIND11_MODULE(_native, m) {
   m.def("isa_report", &tamis::isa_report,
         "Instruction sets compiled and runnable (best first), the CPU's name and features.");
   m.def("cache_sizes", &tamis::cache_sizes, "Bytes of L1d, L2 and L3; 0 where unknown.");
-  m.def("probe", &tamis::probe, py::arg("kind"), py::arg("isa") = "", py::arg("seconds") = 0.1,
-        py::arg("bytes") = int64_t(256) << 20, py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>(),
-        "The best of many short repeats: copy (bytes/s read and written), read (bytes/s), fma (FLOP/s), exp (1/s) or "
-        "shuffle (bytes/s).\n\nisa: empty for the best; seconds: of measuring; bytes: the working set of copy and read, "
-        "of all threads together.");
+  m.def(
+      "probe", &tamis::probe, py::arg("kind"), py::arg("isa") = "", py::arg("seconds") = 0.1,
+      py::arg("bytes") = int64_t(256) << 20, py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>(),
+      "The best of many short repeats: copy (bytes/s read and written), read (bytes/s), fma (FLOP/s), exp (1/s) or "
+      "shuffle (bytes/s).\n\nisa: empty for the best; seconds: of measuring; bytes: the working set of copy and read, "
+      "of all threads together.");
   py::class_<tamis::Prober>(m, "Probe", "A probe that keeps its buffers, to be run between other measurements.")
       .def(py::init<const std::string&, const std::string&, int64_t, int>(), py::arg("kind"), py::arg("isa") = "",
            py::arg("bytes") = int64_t(256) << 20, py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>())

@@ -1,15 +1,15 @@
 // Every op of the package. A public schema is a promise: a test freezes it. A name with _ is private.
-// Raw ops take the public function's arguments in its order; a number or a tensor is a Tensor here. Ops that may also give
-// statistics return a list: the loss, then the fields of DeviationStats in order, where they were asked for.
+// Raw ops take the public function's arguments in its order; a number or a tensor is a Tensor here. Ops that may also
+// give statistics return a list: the loss, then the fields of DeviationStats in order, where they were asked for.
 #include <torch/csrc/stable/library.h>
 #include "dispatch.h"
 
 // From student_logits or teacher_logits on, what the loss and its private forms share.
-#define TAMIS_DISTILL_OPTIONS                                                                                         \
-  "Tensor teacher_logits, Tensor? target, Tensor temperature, Tensor alpha, str divergence=\"forward_kl\", "          \
-  "float beta=0.5, float label_smoothing=0.0, int ignore_index=-100, str reduction=\"mean\", "                        \
-  "Tensor? row_weight=None, Tensor? num_items_in_batch=None, SymInt? vocab_size=None, float? student_softcap=None, "  \
-  "float? teacher_softcap=None, float student_logit_scale=1.0, float teacher_logit_scale=1.0, "                       \
+#define TAMIS_DISTILL_OPTIONS                                                                                        \
+  "Tensor teacher_logits, Tensor? target, Tensor temperature, Tensor alpha, str divergence=\"forward_kl\", "         \
+  "float beta=0.5, float label_smoothing=0.0, int ignore_index=-100, str reduction=\"mean\", "                       \
+  "Tensor? row_weight=None, Tensor? num_items_in_batch=None, SymInt? vocab_size=None, float? student_softcap=None, " \
+  "float? teacher_softcap=None, float student_logit_scale=1.0, float teacher_logit_scale=1.0, "                      \
   "bool overwrite_logits=False, bool return_stats=False) -> Tensor[]"
 
 STABLE_TORCH_LIBRARY(tamis, m) {
@@ -22,9 +22,10 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   // gradient [*, classes] times grad (0-d, or [*]) times factor (0-d).
   m.def("_scale_rows(Tensor gradient, Tensor grad, Tensor factor) -> Tensor");
   m.def("_scale_rows_(Tensor(a!) gradient, Tensor grad, Tensor factor) -> ()");
-  m.def("deviation_stats(Tensor student_logits, Tensor teacher_logits, SymInt? vocab_size=None, "
-        "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1.0, "
-        "float teacher_logit_scale=1.0) -> Tensor[]");
+  m.def(
+      "deviation_stats(Tensor student_logits, Tensor teacher_logits, SymInt? vocab_size=None, "
+      "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1.0, "
+      "float teacher_logit_scale=1.0) -> Tensor[]");
 
   m.def("_isa() -> str");
   m.def("_use_isa(str isa) -> str");

@@ -2,10 +2,9 @@ import os
 
 import hypothesis.strategies as st
 import pytest
+import tamis  # noqa: F401
 import torch
 from hypothesis import settings
-
-import tamis  # noqa: F401
 
 INF = float("inf")
 NAN = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32).item()  # its payload unmasks tricks on exponents

@@ -3,9 +3,8 @@
 import subprocess
 import sys
 
-import torch
-
 import tamis
+import torch
 from tamis.distill import deviation_stats, distill_loss
 from tamis.testing import op_examples
 

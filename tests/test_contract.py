@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tamis.testing import op_examples
 from torch.utils._pytree import tree_map
 
-from tamis.testing import op_examples
-
 ROOT = Path(__file__).parents[1]
-EXAMPLES = [pytest.param(name, example, id=f"{name}-{i}") for name, examples in op_examples().items() for i, example in enumerate(examples)]
+EXAMPLES = [
+    pytest.param(name, example, id=f"{name}-{i}")
+    for name, examples in op_examples().items()
+    for i, example in enumerate(examples)
+]
 PUBLIC = {
-    name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("tamis::") and "::_" not in name
+    name.split("::")[1]
+    for name in torch._C._dispatch_get_all_op_names()
+    if name.startswith("tamis::") and "::_" not in name
 }
 SCHEMAS = {
     "deviation_stats": "tamis::deviation_stats(Tensor student_logits, Tensor teacher_logits, SymInt? vocab_size=None, "
@@ -47,9 +52,11 @@ def test_opcheck(name, example):
 @pytest.mark.parametrize(("name", "example"), EXAMPLES)
 def test_gradcheck_of_the_raw_op(isa, name, example):
     args, kwargs = tree_map(
-        lambda x: x.detach().double().requires_grad_(x.requires_grad)
-        if isinstance(x, torch.Tensor) and x.is_floating_point()
-        else x,
+        lambda x: (
+            x.detach().double().requires_grad_(x.requires_grad)
+            if isinstance(x, torch.Tensor) and x.is_floating_point()
+            else x
+        ),
         example(),
     )
     inputs = [x for x in args if isinstance(x, torch.Tensor) and x.requires_grad]

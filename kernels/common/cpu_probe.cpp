@@ -1,5 +1,5 @@
-// The probes. Compiled once per ISA. Results go to memory and memory is clobbered between passes, so that no pass can be
-// dropped or merged with the next.
+// The probes. Compiled once per ISA. Results go to memory and memory is clobbered between passes, so that no pass can
+// be dropped or merged with the next.
 #include <simde/x86/avx512/permutexvar.h>
 #include <simde/x86/avx512/shuffle.h>
 #include "probe.h"

@@ -6,8 +6,8 @@ namespace tamis {
 
 enum Dtype { f32, f64, f16, bf16, kDtypes };
 
-// Logits with any leading axes that two strides can walk: row r lies at (r / group) * group_stride + (r % group) * stride
-// elements. So `logits[:, :-1]` of a language model is read in place. Classes lie side by side.
+// Logits with any leading axes that two strides can walk: row r lies at (r / group) * group_stride + (r % group) *
+// stride elements. So `logits[:, :-1]` of a language model is read in place. Classes lie side by side.
 struct Matrix {
   const void* data;
   int64_t classes, stride, group, group_stride;

@@ -18,11 +18,23 @@ struct ProbeKernels {
   Probe shuffle;  // bytes looked up in a table of a register: 16 of them, or 64 with VBMI; from stays in L1
 };
 
-namespace v2 { extern const ProbeKernels probe; }
-namespace v3 { extern const ProbeKernels probe; }
-namespace v4 { extern const ProbeKernels probe; }
-namespace v4x { extern const ProbeKernels probe; }
-namespace neon { extern const ProbeKernels probe; }
-namespace wide { extern const ProbeKernels probe; }  // tests only: v4's 16 lanes in v3's instructions
+namespace v2 {
+extern const ProbeKernels probe;
+}
+namespace v3 {
+extern const ProbeKernels probe;
+}
+namespace v4 {
+extern const ProbeKernels probe;
+}
+namespace v4x {
+extern const ProbeKernels probe;
+}
+namespace neon {
+extern const ProbeKernels probe;
+}
+namespace wide {
+extern const ProbeKernels probe;
+}  // namespace wide
 
 }  // namespace tamis

@@ -19,26 +19,56 @@ typedef int32_t I32 __attribute__((vector_size(kBytes)));
 typedef uint32_t U32 __attribute__((vector_size(kBytes)));
 typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
 typedef _Float16 F16 __attribute__((vector_size(kBytes / 2)));
-struct BFloat16 { uint16_t bits; };
+struct BFloat16 {
+  uint16_t bits;
+};
 
 inline constexpr float kInf = __builtin_inff();
-template <class V> inline constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
+template <class V>
+inline constexpr int kLanes = sizeof(V) / sizeof(V{}[0]);
 
 // The arithmetic's type, and its vector, for memory of any dtype: float, or double for double.
-template <class T> struct Accumulator { using type = float; };
-template <> struct Accumulator<double> { using type = double; };
-template <class T> using Real = typename Accumulator<T>::type;
-template <class R> struct VectorOf { using type = F32; };
-template <> struct VectorOf<double> { using type = F64; };
-template <class R> using Vector = typename VectorOf<R>::type;
+template <class T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+template <class T>
+using Real = typename Accumulator<T>::type;
+template <class R>
+struct VectorOf {
+  using type = F32;
+};
+template <>
+struct VectorOf<double> {
+  using type = F64;
+};
+template <class R>
+using Vector = typename VectorOf<R>::type;
 
-inline F32 load(const float* p) { F32 v; memcpy(&v, p, sizeof v); return v; }
-inline F64 load(const double* p) { F64 v; memcpy(&v, p, sizeof v); return v; }
-inline U32 load(const uint16_t* p) { U16 v; memcpy(&v, p, sizeof v); return __builtin_convertvector(v, U32); }
+inline F32 load(const float* p) {
+  F32 v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline F64 load(const double* p) {
+  F64 v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline U32 load(const uint16_t* p) {
+  U16 v;
+  memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, U32);
+}
 inline F32 load(const BFloat16* p) { return (F32)(load(&p->bits) << 16); }
 inline F32 load(const _Float16* p) {  // by hand: GCC 12 converts lane by lane, and without F16C by a call
   const U32 h = load((const uint16_t*)p);
-  const U32 magnitude = (U32)((F32)((h & 0x7fff) << 13) * 0x1p112f);  // the exponent's other bias; exact, subnormals too
+  const U32 magnitude =
+      (U32)((F32)((h & 0x7fff) << 13) * 0x1p112f);  // the exponent's other bias; exact, subnormals too
   return (F32)(magnitude | (h & 0x8000) << 16 | ((h & 0x7c00) == 0x7c00 ? U32{} + 0x7f800000 : U32{}));
 }
 
@@ -51,11 +81,16 @@ inline U16 to_memory(const BFloat16*, F32 v) {
   const U32 even = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // it would carry a NaN into inf
   return __builtin_convertvector(v == v ? even : U32{} + 0x7fc0, U16);
 }
-template <class T, class V> inline void store(T* p, V v) { const auto m = to_memory(p, v); memcpy(p, &m, sizeof m); }
+template <class T, class V>
+inline void store(T* p, V v) {
+  const auto m = to_memory(p, v);
+  memcpy(p, &m, sizeof m);
+}
 
 // Past the caches, for results that nobody reads soon: no line is fetched to be overwritten. p must be aligned to the
 // vector in memory. stream_fence orders such stores before what other threads read.
-template <class T, class V> inline void stream(T* p, V v) {
+template <class T, class V>
+inline void stream(T* p, V v) {
   const auto m = to_memory(p, v);
 #ifdef __AVX512F__
   if constexpr (sizeof m == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)m);
@@ -75,34 +110,44 @@ inline void stream_fence() {
 }
 
 // A row's end: n < kLanes elements; the lanes behind them read `fill`.
-template <class T> inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
+template <class T>
+inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
   T block[kLanes<decltype(load(p))>] = {};
   memcpy(block, p, n * sizeof(T));
   auto v = load(block);
   for (int64_t i = n; i < kLanes<decltype(v)>; ++i) v[i] = fill;
   return v;
 }
-template <class T, class V> inline void store_tail(T* p, int64_t n, V v) {
+template <class T, class V>
+inline void store_tail(T* p, int64_t n, V v) {
   T block[kLanes<V>];
   store(block, v);
   memcpy(p, block, n * sizeof(T));
 }
 
-template <class V> inline V max(V a, V b) { return a > b ? a : b; }  // drops a NaN in a, keeps one in b
-template <class V> inline V min(V a, V b) { return a < b ? a : b; }  // likewise
-template <class V> inline auto reduce_max(V v) {
+template <class V>
+inline V max(V a, V b) {
+  return a > b ? a : b;
+}  // drops a NaN in a, keeps one in b
+template <class V>
+inline V min(V a, V b) {
+  return a < b ? a : b;
+}  // likewise
+template <class V>
+inline auto reduce_max(V v) {
   auto m = v[0];
   for (int i = 1; i < kLanes<V>; ++i) m = v[i] > m ? v[i] : m;
   return m;
 }
-template <class V> inline auto reduce_add(V v) {
+template <class V>
+inline auto reduce_add(V v) {
   auto s = v[0];
   for (int i = 1; i < kLanes<V>; ++i) s += v[i];
   return s;
 }
 
-// 2^t = 2^n 2^f with n = round(t), t = u * scale / ln 2, rounded once, inside the fma that leaves f. Relative error 1.5e-7
-// with fma.
+// 2^t = 2^n 2^f with n = round(t), t = u * scale / ln 2, rounded once, inside the fma that leaves f. Relative
+// error 1.5e-7 with fma.
 constexpr float kRound = 12582912.0f + 127.0f;  // 1.5 * 2^23: a sum with it is an integer, n + 127 in its low bits
 inline F32 exp2_fraction(F32 f) {               // minimax on [-1/2, 1/2], exact at 0
   F32 p = f * 1.326472731e-3f + 9.671512991e-3f;
@@ -163,7 +208,8 @@ inline float log(float x) { return ::logf(x); }
 inline double log(double x) { return ::log(x); }
 
 inline int64_t row_offset(const Matrix& m, int64_t r) { return r / m.group * m.group_stride + r % m.group * m.stride; }
-template <class T> const T* row_of(const Matrix& m, int64_t r) {
+template <class T>
+const T* row_of(const Matrix& m, int64_t r) {
   return static_cast<const T*>(m.data) + row_offset(m, r);
 }
 

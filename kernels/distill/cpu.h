@@ -53,11 +53,23 @@ struct DistillKernels {
   const ScaleKernel* scale_rows;
 };
 
-namespace v2 { extern const DistillKernels distill; }
-namespace v3 { extern const DistillKernels distill; }
-namespace v4 { extern const DistillKernels distill; }
-namespace v4x { using v4::distill; }  // nothing that v4x adds would serve
-namespace neon { extern const DistillKernels distill; }
-namespace wide { extern const DistillKernels distill; }  // tests only: v4's 16 lanes in v3's instructions
+namespace v2 {
+extern const DistillKernels distill;
+}
+namespace v3 {
+extern const DistillKernels distill;
+}
+namespace v4 {
+extern const DistillKernels distill;
+}
+namespace v4x {
+using v4::distill;
+}  // namespace v4x
+namespace neon {
+extern const DistillKernels distill;
+}
+namespace wide {
+extern const DistillKernels distill;
+}  // namespace wide
 
 }  // namespace tamis

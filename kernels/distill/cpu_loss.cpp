@@ -2,10 +2,10 @@
 //   loss = weight * (alpha * tau^2 * KL(softmax(t / tau) || softmax(s / tau)) + (1 - alpha) * CE(s, target))
 // Floor: both logits read once and the gradient written once, 12 bytes a class in float32; two exponentials a class
 // (three where tau != 1 and a target counts), about 14 vector instructions each.
-// The tricks: each exponential is computed once, relative to its block's maximum, into scratch that stays in L2, and the
-// gradient only rescales it by block; the next block is prefetched while this one is exponentiated; a block of the last
-// row's gradient is written just before its slot in the scratch is filled again, so that reads, arithmetic and writes
-// overlap; a large gradient goes past the caches.
+// The tricks: each exponential is computed once, relative to its block's maximum, into scratch that stays in L2, and
+// the gradient only rescales it by block; the next block is prefetched while this one is exponentiated; a block of the
+// last row's gradient is written just before its slot in the scratch is filled again, so that reads, arithmetic and
+// writes overlap; a large gradient goes past the caches.
 #include "block.h"
 
 namespace tamis::TAMIS_ISA {
@@ -16,22 +16,28 @@ namespace {
 // logits grow along the row, overflow, or are -inf or NaN.
 constexpr double kTrusted = 1e6;
 
-template <bool kValue> struct Constant { static constexpr bool value = kValue; };
-template <bool kCare, class V, class R> V exponential(V u, R scale) {
+template <bool kValue>
+struct Constant {
+  static constexpr bool value = kValue;
+};
+template <bool kCare, class V, class R>
+V exponential(V u, R scale) {
   return kCare ? exp_nonpositive(u, scale) : exp_careless(u, scale);
 }
 
-template <class R> struct Sums {
+template <class R>
+struct Sums {
   R student, teacher;  // of exp((x - shift) / tau)
   R difference;        // of exp((t - shift_t) / tau) * ((t - shift_t) - (s - shift_s))
   R hard;              // of exp(s - shift_s), where kHard
 };
 
-// One block, n <= kBlock classes, relative to the shifts. Each exponential is computed once, and kept in es, et, eh where
-// a gradient will want it. Without care it is right where every sum comes out below kTrusted.
+// One block, n <= kBlock classes, relative to the shifts. Each exponential is computed once, and kept in es, et, eh
+// where a gradient will want it. Without care it is right where every sum comes out below kTrusted.
 template <bool kCare, bool kHard, bool kKeep, class R>
-__attribute__((noinline)) Sums<R> exponentiate(const R* s, const R* t, int64_t n, R shift_s, R shift_t, R inverse_tau, const char* next_s, const char* next_t,
-                     int64_t size_s, int64_t size_t_, R* es, R* et, R* eh) {
+__attribute__((noinline)) Sums<R> exponentiate(const R* s, const R* t, int64_t n, R shift_s, R shift_t, R inverse_tau,
+                                               const char* next_s, const char* next_t, int64_t size_s, int64_t size_t_,
+                                               R* es, R* et, R* eh) {
   using V = Vector<R>;
   V sum_s{}, sum_t{}, sum_d{}, sum_h{};
   const auto step = [&](V us, V ut, int64_t i, auto care) __attribute__((always_inline)) {
@@ -58,7 +64,8 @@ __attribute__((noinline)) Sums<R> exponentiate(const R* s, const R* t, int64_t n
 }
 
 // sum of x - shift
-template <class R> R sum(const R* x, int64_t n, R shift) {
+template <class R>
+R sum(const R* x, int64_t n, R shift) {
   using V = Vector<R>;
   V total{};
   int64_t i = 0;
@@ -69,9 +76,13 @@ template <class R> R sum(const R* x, int64_t n, R shift) {
 }
 
 // The gradient of one block is es * student - et * teacher + eh * hard - uniform.
-template <class R> struct Factors { R student, teacher, hard, uniform; };
+template <class R>
+struct Factors {
+  R student, teacher, hard, uniform;
+};
 
-template <bool kHard, class R> Vector<R> combine(const R* es, const R* et, const R* eh, const Factors<R>& f) {
+template <bool kHard, class R>
+Vector<R> combine(const R* es, const R* et, const R* eh, const Factors<R>& f) {
   const Vector<R> taken = load(et) * f.teacher + f.uniform;
   if constexpr (kHard) return load(es) * f.student + (load(eh) * f.hard - taken);
   return load(es) * f.student - taken;
@@ -93,11 +104,13 @@ void write(T* gradient, int64_t n, const R* es, const R* et, const R* eh, const 
   if (i < n) store_tail(gradient + i, n - i, combine<kHard>(es + i, et + i, eh + i, f));
 }
 
-template <class R> void scale(R* x, int64_t n, R factor) {
+template <class R>
+void scale(R* x, int64_t n, R factor) {
   for (int64_t i = 0; i < n; i += kLanes<Vector<R>>) store(x + i, load(x + i) * factor);
 }
 
-template <class T> void fill(T* p, int64_t n, float value) {
+template <class T>
+void fill(T* p, int64_t n, float value) {
   constexpr int64_t lanes = kLanes<Vector<Real<T>>>;
   const Vector<Real<T>> v = Vector<Real<T>>{} + value;
   int64_t i = 0;
@@ -106,13 +119,18 @@ template <class T> void fill(T* p, int64_t n, float value) {
 }
 
 // The online softmax of a row: sums are relative to `top`, or to 0 while that is -inf.
-template <class R> R rescale(R from, R to, R inverse_tau) {  // of sums relative to `from`; inf - inf would be NaN
+template <class R>
+R rescale(R from, R to, R inverse_tau) {  // of sums relative to `from`; inf - inf would be NaN
   return from == to ? R(1) : from == -kInf ? R(0) : exp((from - to) * inverse_tau);
 }
 
-template <class R> struct Tops { R student, teacher; };
+template <class R>
+struct Tops {
+  R student, teacher;
+};
 
-template <class R> struct Online {
+template <class R>
+struct Online {
   Tops<R> top{-kInf, -kInf};
   Sums<R> sums{};
 
@@ -135,13 +153,15 @@ template <class R> struct Online {
 };
 
 // What row r asks for.
-template <class R> struct Row {
+template <class R>
+struct Row {
   enum { kSkipped, kBad, kLive } state;
   R tau, soft, hard, weight;  // weight * (soft * tau^2 * KL + hard * CE)
   int64_t target;
 };
 
-template <class R> Row<R> row_at(const DistillLoss& op, int64_t r) {
+template <class R>
+Row<R> row_at(const DistillLoss& op, int64_t r) {
   const R tau = static_cast<const R*>(op.temperature)[r * op.temperature_step];
   const R alpha = static_cast<const R*>(op.alpha)[r * op.alpha_step];
   const R weight = op.row_weight ? static_cast<const R*>(op.row_weight)[r] : R(1);
@@ -152,7 +172,8 @@ template <class R> Row<R> row_at(const DistillLoss& op, int64_t r) {
   return {bad ? Row<R>::kBad : Row<R>::kLive, tau, alpha, 1 - alpha, weight, target};
 }
 
-template <class S, bool kHard> class Walk {
+template <class S, bool kHard>
+class Walk {
   using R = Real<S>;
 
  public:
@@ -193,7 +214,8 @@ template <class S, bool kHard> class Walk {
 
   void read(int64_t r, const Row<R>& row) {
     const int64_t classes = op_.student.classes;
-    const char* const teacher = static_cast<const char*>(op_.teacher.data) + row_offset(op_.teacher, r) * source_.element;
+    const char* const teacher =
+        static_cast<const char*>(op_.teacher.data) + row_offset(op_.teacher, r) * source_.element;
     const R inverse_tau = 1 / row.tau;
     const bool smooth = row.hard != 0 && op_.label_smoothing > 0;
     Online<R> online;
@@ -208,7 +230,8 @@ template <class S, bool kHard> class Walk {
       Tops<R> tops = c == 0 ? Tops<R>{maximum(s, n), maximum(t, n)} : online.top;
       Sums<R> sums = op_.gradient.data ? block<false, true>(s, t, c, n, tops, inverse_tau, next_s, next_t)
                                        : block<false, false>(s, t, c, n, tops, inverse_tau, next_s, next_t);
-      if (!(sums.student < kTrusted && sums.teacher < kTrusted && sums.difference - sums.difference == 0 && sums.hard < kTrusted)) {
+      if (!(sums.student < kTrusted && sums.teacher < kTrusted && sums.difference - sums.difference == 0 &&
+            sums.hard < kTrusted)) {
         tops = {maximum(s, n), maximum(t, n)};
         sums = block<true, true>(s, t, c, n, tops, inverse_tau, next_s, next_t);
       }
@@ -221,9 +244,10 @@ template <class S, bool kHard> class Walk {
   }
 
   template <bool kCare, bool kKeep>
-  Sums<R> block(const R* s, const R* t, int64_t c, int64_t n, Tops<R> tops, R inverse_tau, const char* next_s, const char* next_t) {
-    return exponentiate<kCare, kHard, kKeep>(s, t, n, shift_of(tops.student), shift_of(tops.teacher), inverse_tau, next_s,
-                                             next_t, sizeof(S), source_.element, es_ + c, et_ + c, eh_ + c);
+  Sums<R> block(const R* s, const R* t, int64_t c, int64_t n, Tops<R> tops, R inverse_tau, const char* next_s,
+                const char* next_t) {
+    return exponentiate<kCare, kHard, kKeep>(s, t, n, shift_of(tops.student), shift_of(tops.teacher), inverse_tau,
+                                             next_s, next_t, sizeof(S), source_.element, es_ + c, et_ + c, eh_ + c);
   }
 
   void finish(int64_t r, const Row<R>& row, R inverse_tau, const Online<R>& o, R mean) {
@@ -242,7 +266,10 @@ template <class S, bool kHard> class Walk {
     const R scale = row.weight * R(op_.gradient_scale), soft = scale * row.soft * row.tau, hard = scale * row.hard;
     const R of_hard = hard / hard_sum;  // without kHard the student's exponentials serve both terms
     for (int64_t c = 0; c < op_.student.classes; c += kBlock) rebase(c, o.top, inverse_tau);
-    pending_ = {r, 0, row.hard != 0 ? row.target : -1, hard * (1 - smoothing),
+    pending_ = {r,
+                0,
+                row.hard != 0 ? row.target : -1,
+                hard * (1 - smoothing),
                 {soft / z.student + (kHard ? R(0) : of_hard), soft / z.teacher, of_hard,
                  hard * smoothing / op_.student.classes}};
   }
@@ -296,11 +323,14 @@ template <class S, bool kHard> class Walk {
   Pending pending_;
 };
 
-template <class S, class T> void distill_loss(const DistillLoss& op, int64_t begin, int64_t end, void* scratch) {
-  op.hard ? Walk<S, true>(op, kSource<T>, scratch).rows(begin, end) : Walk<S, false>(op, kSource<T>, scratch).rows(begin, end);
+template <class S, class T>
+void distill_loss(const DistillLoss& op, int64_t begin, int64_t end, void* scratch) {
+  op.hard ? Walk<S, true>(op, kSource<T>, scratch).rows(begin, end)
+          : Walk<S, false>(op, kSource<T>, scratch).rows(begin, end);
 }
 
-template <class R> void plan(DistillLoss& op, int64_t rows) {
+template <class R>
+void plan(DistillLoss& op, int64_t rows) {
   op.hard = false;
   op.kept_weight = 0;
   for (int64_t r = 0; r < rows; ++r) {
@@ -311,7 +341,8 @@ template <class R> void plan(DistillLoss& op, int64_t rows) {
   }
 }
 
-template <class R> void reduce(const void* loss, int64_t rows, double divisor, void* out) {
+template <class R>
+void reduce(const void* loss, int64_t rows, double divisor, void* out) {
   double total = 0;
   for (int64_t r = 0; r < rows; ++r) total += static_cast<const R*>(loss)[r];
   *static_cast<R*>(out) = total / divisor;

@@ -7,18 +7,21 @@
 namespace tamis::TAMIS_ISA {
 namespace {
 
-template <class R> struct Sums {  // of a block or a row, relative to its maximum
-  R below;                        // exponentials of what is smaller
-  R ties;                         // how many classes are the maximum
-  R energy;                       // exponential * (x - max), over all
+template <class R>
+struct Sums {  // of a block or a row, relative to its maximum
+  R below;     // exponentials of what is smaller
+  R ties;      // how many classes are the maximum
+  R energy;    // exponential * (x - max), over all
 };
 
-template <class R> struct Block {
+template <class R>
+struct Block {
   const R* x;
   R max;
 };
 
-template <class R> Sums<R> sums(Block<R> block, int64_t n, const char* next, int64_t element) {
+template <class R>
+Sums<R> sums(Block<R> block, int64_t n, const char* next, int64_t element) {
   using V = Vector<R>;
   const R shift = shift_of(block.max);
   V below{}, ties{}, energy{};
@@ -37,7 +40,8 @@ template <class R> Sums<R> sums(Block<R> block, int64_t n, const char* next, int
   return {reduce_add(below), reduce_add(ties), reduce_add(energy)};
 }
 
-template <class R> struct Model {
+template <class R>
+struct Model {
   R max = -kInf;
   Sums<R> sums{};
   int64_t argmax = 0;  // ties: the lowest index
@@ -71,7 +75,8 @@ template <class R> struct Model {
   }
 };
 
-template <class R> struct Row {
+template <class R>
+struct Row {
   const Source<R>& source;
   const char* x;
   int64_t classes;
@@ -122,20 +127,22 @@ template <class R> struct Row {
   }
 
   void write(void* const out[4], int64_t r, const Model<R>& m, R odds) const {
-    const R z = m.total(), values[] = {m.logsumexp(), log(z) - m.sums.energy / z, m.max == -kInf ? R(kInf - kInf) : 1 / z, odds};
+    const R z = m.total(),
+            values[] = {m.logsumexp(), log(z) - m.sums.energy / z, m.max == -kInf ? R(kInf - kInf) : 1 / z, odds};
     for (int i = 0; i < 4; ++i) static_cast<R*>(out[i])[r] = values[i];
   }
 };
 
 template <class R>
-void rows(const DeviationStats& op, const Source<R>& of_student, const Source<R>& of_teacher, int64_t begin, int64_t end,
-          R* buffer) {
+void rows(const DeviationStats& op, const Source<R>& of_student, const Source<R>& of_teacher, int64_t begin,
+          int64_t end, R* buffer) {
   const int64_t classes = op.student.classes;
   const Transform<R> f_s = transform<R>(op.student_transform), f_t = transform<R>(op.teacher_transform);
   for (int64_t r = begin; r < end; ++r) {
     const char* const at_s = static_cast<const char*>(op.student.data) + row_offset(op.student, r) * of_student.element;
     const char* const at_t = static_cast<const char*>(op.teacher.data) + row_offset(op.teacher, r) * of_teacher.element;
-    const Row<R> student{of_student, at_s, classes, f_s, buffer}, teacher{of_teacher, at_t, classes, f_t, buffer + kBlock};
+    const Row<R> student{of_student, at_s, classes, f_s, buffer},
+        teacher{of_teacher, at_t, classes, f_t, buffer + kBlock};
     Model<R> s, t;
     for (int64_t c = 0; c < classes; c += kBlock) {
       const int64_t n = block_size(classes, c);
@@ -161,8 +168,10 @@ void deviation_stats(const DeviationStats& op, int64_t begin, int64_t end, void*
 const StatsKernel stats_kernels[kDtypes][kDtypes] = {
     {deviation_stats<float, float>, nullptr, deviation_stats<float, _Float16>, deviation_stats<float, BFloat16>},
     {nullptr, deviation_stats<double, double>, nullptr, nullptr},
-    {deviation_stats<_Float16, float>, nullptr, deviation_stats<_Float16, _Float16>, deviation_stats<_Float16, BFloat16>},
-    {deviation_stats<BFloat16, float>, nullptr, deviation_stats<BFloat16, _Float16>, deviation_stats<BFloat16, BFloat16>},
+    {deviation_stats<_Float16, float>, nullptr, deviation_stats<_Float16, _Float16>,
+     deviation_stats<_Float16, BFloat16>},
+    {deviation_stats<BFloat16, float>, nullptr, deviation_stats<BFloat16, _Float16>,
+     deviation_stats<BFloat16, BFloat16>},
 };
 
 }  // namespace tamis::TAMIS_ISA

@@ -7,9 +7,16 @@
 
 namespace tamis::cuda {
 
-template <class T> struct Accumulator { using type = float; };
-template <> struct Accumulator<double> { using type = double; };
-template <class T> using Real = typename Accumulator<T>::type;
+template <class T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+template <class T>
+using Real = typename Accumulator<T>::type;
 
 __device__ inline float load(const float& x) { return x; }
 __device__ inline double load(const double& x) { return x; }
@@ -20,15 +27,18 @@ __device__ inline void store(double& to, double x) { to = x; }
 __device__ inline void store(__half& to, float x) { to = __float2half_rn(x); }
 __device__ inline void store(__nv_bfloat16& to, float x) { to = __float2bfloat16_rn(x); }
 
-template <class T> struct alignas(16) Vector { T lane[16 / sizeof(T)]; };  // 128 bits: one load
+template <class T>
+struct alignas(16) Vector {
+  T lane[16 / sizeof(T)];
+};  // 128 bits: one load
 
 // A block walks rows. out may be gradient: then rows whose multiplier is exactly 1 are left alone, so that a gradient
 // that lies where it belongs costs no traffic, and the host need not know the multiplier.
 template <class T>
-__global__ void scale_rows_kernel(const T* gradient,  // [rows, classes]
-                                  const Real<T>* grad,  // [1] with grad_step 0, or [rows] with 1
+__global__ void scale_rows_kernel(const T* gradient,      // [rows, classes]
+                                  const Real<T>* grad,    // [1] with grad_step 0, or [rows] with 1
                                   const Real<T>* factor,  // [1]
-                                  T* out,  // [rows, classes]
+                                  T* out,                 // [rows, classes]
                                   int64_t rows, int64_t classes, int64_t grad_step) {
   constexpr int64_t kVector = sizeof(Vector<T>) / sizeof(T);
   for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {

@@ -35,7 +35,8 @@ def _tanh(x):
     size = tl.abs(x)
     if x.dtype == tl.float64:
         e = tl.exp(-2.0 * size)
-        small = tl.where(e == 1.0, -2.0 * size, (e - 1.0) * (-2.0 * size) / tl.log(e))  # exp(-2x) - 1: e's error cancels
+        # exp(-2x) - 1: the error of e cancels
+        small = tl.where(e == 1.0, -2.0 * size, (e - 1.0) * (-2.0 * size) / tl.log(e))
         near = tl.where(e > 0.0, -small / (2.0 + small), 1.0)
         return tl.where(x < 0, -near, near)
     z = x * x

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-
 from tamis.aot import budgets, build, cuda, entries, inventory, missing, violations
 
 pytest.importorskip("triton")

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import tamis
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +35,9 @@ def test_kernels_share_no_weak_symbol(source, isa, tmp_path):
 
 @pytest.mark.parametrize("library", sorted(PACKAGE.glob("_ops*.so")), ids=lambda path: path.stem)
 def test_libraries_use_the_stable_abi_alone(library):
-    listed = subprocess.run(["nm", "-D", "--undefined-only", library], check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", library], check=True, capture_output=True, text=True
+    ).stdout
     names = [line.split()[-1] for line in listed.splitlines()]
     versioned = {name.split("@")[0] for name in names if "@GLIBC_" in name}  # libc and libm, by their version
     foreign = {name.split("@")[0] for name in names} - versioned
@@ -56,7 +57,7 @@ def test_instruction_set_is_chosen_or_refused():
 
 
 def test_import_is_light():
-    heavy = "triton matplotlib typer transformers sklearn scipy cupy rich".split()
+    heavy = ["triton", "matplotlib", "typer", "transformers", "sklearn", "scipy", "cupy", "rich"]
     done = python(f"print([name for name in {heavy} if name in sys.modules])")
     assert done.stdout == "[]\n", done.stderr
     assert tamis.__version__

@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import assert_as_good_as_torch, models
 from hypothesis import given
-
 from tamis.distill import deviation_stats, distill_loss
 
 OPTIONS = {"student_softcap": 20.0, "teacher_logit_scale": 0.5}

@@ -4,12 +4,11 @@ import math
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import tamis
 import torch
 import torch.nn.functional as F
 from conftest import assert_as_good_as_torch, models
 from hypothesis import given
-
-import tamis
 from tamis.distill import DistillationLoss, distill_loss, reference
 
 INF = float("inf")
@@ -63,14 +62,19 @@ def test_matches_float64(isa, data, logits):
     assert gradient.dtype == student.dtype
     # Both round at the size of the logits that matter, over T, times T^2.
     cap = chosen["student_softcap"] or INF
-    size = torch.maximum(wide[0].abs().nan_to_num(0, 0, 0).amax(-1).clamp(max=cap), wide[1].abs().nan_to_num(0, 0, 0).amax(-1))
+    size = torch.maximum(
+        wide[0].abs().nan_to_num(0, 0, 0).amax(-1).clamp(max=cap), wide[1].abs().nan_to_num(0, 0, 0).amax(-1)
+    )
     tau = torch.as_tensor(chosen["temperature"]).double()
     scale = truth.abs() + (1 + size + math.log(1 + classes)) * (1 + tau) * (1 + tau)
     assert_as_good_as_torch(got, torchs, truth, scale)
     finite = truth.isfinite() & true_gradient.isfinite().all(-1)
     eps = 1 + size.unsqueeze(-1) if size.numel() else 1
     assert_as_good_as_torch(
-        gradient[finite], torchs_gradient[finite], true_gradient[finite], ((1 + tau) * torch.ones(rows)).unsqueeze(-1)[finite] * (eps[finite] if size.numel() else 1)
+        gradient[finite],
+        torchs_gradient[finite],
+        true_gradient[finite],
+        ((1 + tau) * torch.ones(rows)).unsqueeze(-1)[finite] * (eps[finite] if size.numel() else 1),
     )
 
 
@@ -256,7 +260,9 @@ class TestOverwriteLogits:
     def test_logits_hold_the_gradient(self, isa, dtype, factor):
         student, teacher = pair(5, 600, dtype)
         target = torch.arange(5)
-        want = torch.autograd.grad(distill_loss(student, teacher, target, alpha=0.5, temperature=2.0) * factor, student)[0]
+        want = torch.autograd.grad(
+            distill_loss(student, teacher, target, alpha=0.5, temperature=2.0) * factor, student
+        )[0]
         logits = student * 1
         loss = distill_loss(logits, teacher, target, alpha=0.5, temperature=2.0, overwrite_logits=True)
         assert torch.equal(loss, distill_loss(student, teacher, target, alpha=0.5, temperature=2.0))
@@ -312,9 +318,13 @@ class TestCompile:
             return graph.forward
 
         torch._dynamo.reset()
-        compiled = torch.compile(lambda s, t, tau: distill_loss(2 * s, t, temperature=tau), fullgraph=True, backend=backend)
+        compiled = torch.compile(
+            lambda s, t, tau: distill_loss(2 * s, t, temperature=tau), fullgraph=True, backend=backend
+        )
         for tau in torch.linspace(0.5, 5, 20):
-            torch.testing.assert_close(compiled(student, teacher, tau), distill_loss(2 * student, teacher, temperature=tau))
+            torch.testing.assert_close(
+                compiled(student, teacher, tau), distill_loss(2 * student, teacher, temperature=tau)
+            )
         assert len(graphs) == 1
 
     def test_loss_and_gradient(self):
@@ -367,13 +377,33 @@ class TestErrors:
         ("change", "error", "words"),
         [
             ({"student_logits": [[1.0]]}, TypeError, "student_logits: expected a Tensor, got list"),
-            ({"student_logits": torch.zeros(2, 4, dtype=torch.int64)}, TypeError, "student_logits: expected float32, .*got torch.int64"),
+            (
+                {"student_logits": torch.zeros(2, 4, dtype=torch.int64)},
+                TypeError,
+                "student_logits: expected float32, .*got torch.int64",
+            ),
             ({"student_logits": torch.zeros(())}, ValueError, r"student_logits: expected \[\*, classes\]"),
-            ({"student_logits": torch.zeros(2, 0), "teacher_logits": torch.zeros(2, 0)}, ValueError, "at least one class"),
-            ({"teacher_logits": torch.zeros(3, 4)}, ValueError, r"teacher_logits: expected leading axes \[2\], got \[3\]"),
+            (
+                {"student_logits": torch.zeros(2, 0), "teacher_logits": torch.zeros(2, 0)},
+                ValueError,
+                "at least one class",
+            ),
+            (
+                {"teacher_logits": torch.zeros(3, 4)},
+                ValueError,
+                r"teacher_logits: expected leading axes \[2\], got \[3\]",
+            ),
             ({"teacher_logits": torch.zeros(2, 5)}, ValueError, "vocab_size: expected the classes to read of 4 and 5"),
-            ({"teacher_logits": torch.zeros(2, 4).double()}, TypeError, "teacher_logits: expected float64 beside float64"),
-            ({"teacher_logits": torch.zeros(2, 4, device="meta")}, ValueError, "teacher_logits: expected device cpu, got meta"),
+            (
+                {"teacher_logits": torch.zeros(2, 4).double()},
+                TypeError,
+                "teacher_logits: expected float64 beside float64",
+            ),
+            (
+                {"teacher_logits": torch.zeros(2, 4, device="meta")},
+                ValueError,
+                "teacher_logits: expected device cpu, got meta",
+            ),
             ({"vocab_size": 5}, ValueError, "vocab_size: expected 1 to 4, got 5"),
             ({"vocab_size": 2.0}, TypeError, "vocab_size: expected an integer, got float"),
             ({"temperature": 0.0}, ValueError, "temperature: expected above 0, got 0.0"),
@@ -396,7 +426,11 @@ class TestErrors:
             ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected 0 to 1"),
             ({"row_weight": torch.ones(3)}, ValueError, r"row_weight: expected shape \[2\]"),
             ({"student_softcap": -1.0}, ValueError, "student_softcap: expected a finite number above 0, got -1.0"),
-            ({"teacher_logit_scale": float("inf")}, ValueError, "teacher_logit_scale: expected a finite number, got inf"),
+            (
+                {"teacher_logit_scale": float("inf")},
+                ValueError,
+                "teacher_logit_scale: expected a finite number, got inf",
+            ),
             ({"impl": "cuda"}, ValueError, "impl: expected an op with a CUDA"),
             ({"impl": "fast"}, ValueError, "impl: expected auto or"),
         ],

@@ -75,7 +75,9 @@ def check(student, teacher, **options):
     real = torch.float64 if student.dtype == torch.float64 else torch.float32
     args, true_args = arguments(real, options), arguments(torch.float64, options)
     loss, gradient, factor, *stats = cuda.distill_loss_forward(student, teacher, *args)
-    true_loss, true_gradient, _, *true_stats = reference.distill_loss_forward(student.double(), teacher.double(), *true_args)
+    true_loss, true_gradient, _, *true_stats = reference.distill_loss_forward(
+        student.double(), teacher.double(), *true_args
+    )
     assert loss.dtype == factor.dtype == real and factor.shape == ()
     assert gradient.dtype == student.dtype and gradient.shape == student.shape and gradient.is_contiguous()
     if options.get("reduction") == "none":  # NaN in: NaN out, of every class
@@ -102,7 +104,9 @@ def close(got, want, rtol, atol):
 @pytest.mark.parametrize("classes", [1, 5, 32, 33, 64])
 def test_tails(classes):
     loss, _ = check(logits(3, classes), logits(3, classes, seed=1), temperature=2.0)
-    alone = cuda.distill_loss(*(logits(3, classes, seed=i) for i in (0, 1)), *arguments(torch.float32, {"temperature": 2.0}))
+    alone = cuda.distill_loss(
+        *(logits(3, classes, seed=i) for i in (0, 1)), *arguments(torch.float32, {"temperature": 2.0})
+    )
     assert torch.equal(alone[0], loss)
 
 

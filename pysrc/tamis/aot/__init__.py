@@ -5,4 +5,15 @@ from .budgets import violations
 from .build import Kernel, build, cache_folder
 from .inventory import Entry, entries, missing
 
-__all__ = ["Entry", "Kernel", "budgets", "build", "cache_folder", "cuda", "entries", "inventory", "missing", "violations"]
+__all__ = [
+    "Entry",
+    "Kernel",
+    "budgets",
+    "build",
+    "cache_folder",
+    "cuda",
+    "entries",
+    "inventory",
+    "missing",
+    "violations",
+]

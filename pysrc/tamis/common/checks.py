@@ -57,4 +57,6 @@ def real_dtype(value: Tensor) -> torch.dtype:
 
 def reads_values(value: Tensor) -> bool:
     """Whether its numbers can be looked at for free: on CPU, and not while a graph is traced."""
-    return type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu" and not torch.compiler.is_compiling()
+    return (
+        type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu" and not torch.compiler.is_compiling()
+    )

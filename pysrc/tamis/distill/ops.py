@@ -109,7 +109,14 @@ def distill_loss(
         raise NotImplementedError(f"tamis.{fn}: divergence: {divergence} is not yet implemented; forward_kl is")
     check_choice(fn, "reduction", reduction, REDUCTIONS)
     classes = _check_models(
-        fn, student_logits, teacher_logits, vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale
+        fn,
+        student_logits,
+        teacher_logits,
+        vocab_size,
+        student_softcap,
+        teacher_softcap,
+        student_logit_scale,
+        teacher_logit_scale,
     )
     check_number(fn, "beta", beta, "0 to 1", 0 <= beta <= 1)
     check_number(fn, "label_smoothing", label_smoothing, "0 to 1", 0 <= label_smoothing <= 1)
@@ -123,7 +130,13 @@ def distill_loss(
     if target is not None:
         target = _check_target(fn, target, student_logits, classes, ignore_index)
     if row_weight is not None:
-        check_like(fn, "row_weight", check_tensor(fn, "row_weight", row_weight), student_logits.shape[:-1], student_logits.device)
+        check_like(
+            fn,
+            "row_weight",
+            check_tensor(fn, "row_weight", row_weight),
+            student_logits.shape[:-1],
+            student_logits.device,
+        )
     items = _items(fn, num_items_in_batch, reduction, student_logits)
     choice = choose(fn, impl, student_logits)
     arguments = (
@@ -358,5 +371,7 @@ register(
     cuda=cuda.scale_rows,
     reference=reference.scale_rows,
 )
-register("_scale_rows_", fake=lambda gradient, grad, factor: None, cuda=cuda.scale_rows_, reference=reference.scale_rows_)
+register(
+    "_scale_rows_", fake=lambda gradient, grad, factor: None, cuda=cuda.scale_rows_, reference=reference.scale_rows_
+)
 register("deviation_stats", fake=_fake_stats, cuda=cuda.deviation_stats, reference=reference.deviation_stats)

@@ -57,7 +57,9 @@ def row_losses(
     log_p, log_q = torch.log_softmax(s / wide, -1), torch.log_softmax(t / wide, -1)
     q = log_q.exp()
     here = q > 0  # a class without probability adds nothing, also where it is -inf in both models
-    kl = torch.where(here, q * (torch.where(here, log_q, 0) - torch.where(here, log_p, 0)), torch.where(q == 0, 0, q)).sum(-1)
+    kl = torch.where(
+        here, q * (torch.where(here, log_q, 0) - torch.where(here, log_p, 0)), torch.where(q == 0, 0, q)
+    ).sum(-1)
     loss = torch.where(alpha == 0, 0, alpha * tau**2 * torch.where(alpha == 0, 0, kl))
     if target is not None and inside is not None:
         index = torch.where(inside & kept, target, 0).unsqueeze(-1)
@@ -105,7 +107,15 @@ def distill_loss(
     """[loss], and with return_stats the fields of DeviationStats; differentiable by torch's autograd."""
     transforms = (vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale)
     losses, weights = row_losses(
-        student_logits, teacher_logits, target, temperature, alpha, label_smoothing, ignore_index, row_weight, *transforms
+        student_logits,
+        teacher_logits,
+        target,
+        temperature,
+        alpha,
+        label_smoothing,
+        ignore_index,
+        row_weight,
+        *transforms,
     )
     if reduction != "none":
         losses = losses.sum() / divisor_of(weights, reduction, num_items_in_batch)

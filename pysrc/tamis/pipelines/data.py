@@ -145,7 +145,7 @@ def _read_prose(files: Sequence[Path]) -> str:
             for paragraph in block.split("\n\n"):
                 words = " ".join(paragraph.split())
                 # Python examples are no sentences, and a sentence ends with a full stop.
-                if not python and words or len(words) > 40 and words[-1] == "." and ">>>" not in words:
+                if (not python and words) or (len(words) > 40 and words[-1] == "." and ">>>" not in words):
                     paragraphs[words] = None
     return "\n\n".join(paragraphs)
 

@@ -259,7 +259,7 @@ def _train_teacher(teacher: NextWord, corpus: Corpus, settings: Settings, report
     for step in range(settings.teacher_steps):
         words, target = draw(corpus.train, settings.rows, teacher.context, generator)
         loss = F.cross_entropy(teacher(words), target)
-        torch.autograd.backward(loss)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
