@@ -1,5 +1,6 @@
 """How a family says what `tamis aot` compiles of it: in aot.py, a list VARIANTS."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Constant = bool | int | float | None
@@ -13,8 +14,8 @@ class TritonVariant:
     kernel: str
     dtype: str  # the budget's row
     label: str  # tells it from the kernel's other variants; part of a file name
-    types: dict[str, str | None]  # of its pointers, as "*fp32"; None where that pointer is never read
-    constants: dict[str, Constant] = field(default_factory=dict)
+    types: Mapping[str, str | None]  # of its pointers, as "*fp32"; None where that pointer is never read
+    constants: Mapping[str, Constant] = field(default_factory=dict)
     warps: int = 4
     registers: int | None = None  # a thread may have; without a number ptxas may spill to fit more programs
 

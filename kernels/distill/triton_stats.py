@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Where student and teacher deviate, row by row, at temperature 1. The semantics are those of cpu_stats.cpp.
 
 Floor: both logits read once. Log-odds come from the sum without the class, never from 1 - p: the maximum's own

@@ -53,7 +53,8 @@ def test_a_budget_is_enforced():
     row["registers"][kernel.entry.variant.dtype][kernel.entry.arch_name] = 8
     row["shared"] = -1
     found = violations([kernel], table)
-    assert len(found) == 2 and "expected at most 8 registers" in found[0]
+    assert len(found) == 2
+    assert "expected at most 8 registers" in found[0]
     assert "expected a budget" in violations([kernel], {})[0]
 
 
@@ -77,10 +78,13 @@ def test_command(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "table.json").read_text())["kernels"]
-    assert {row["name"] for row in rows} == {"row_sum_kernel"} and len({row["file"] for row in rows}) == len(rows)
+    assert {row["name"] for row in rows} == {"row_sum_kernel"}
+    assert len({row["file"] for row in rows}) == len(rows)
     for row in rows:
         assert list(row) == ["name", "family", "backend", "arch", "registers", "spills", "shared", "file"]
-        assert (tmp_path / "cubins" / row["file"]).read_bytes()[:4] == b"\x7fELF" and row["spills"] == 0
+        assert (tmp_path / "cubins" / row["file"]).read_bytes()[:4] == b"\x7fELF"
+        assert row["spills"] == 0
     command[2] = program.replace("i.missing = lambda: []", "i.missing = lambda: ['ann/new_kernel']")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and "ann/new_kernel: expected a variant" in done.stderr
+    assert done.returncode == 1
+    assert "ann/new_kernel: expected a variant" in done.stderr

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from . import cuda, triton
-from .inventory import Entry, kernels_folder
+from .inventory import Entry
 from .resources import Resources, measure
 
 FORMAT = 2  # of what is cached
@@ -81,11 +81,8 @@ def _cached(entry: Entry) -> Path:
     """The place of its cubin, by everything that decides its bytes."""
     backend = triton if entry.backend == "triton" else cuda
     digest = hashlib.sha256(repr((entry, backend.version(), FORMAT)).encode())
-    for folder in ("common", entry.family):
-        for suffix in backend.SOURCES:
-            for file in sorted((kernels_folder() / folder).glob(suffix)):
-                if file.name != "aot.py":
-                    digest.update(file.name.encode() + _meaning(file))
+    for file in backend.sources(entry):
+        digest.update(file.name.encode() + _meaning(file))
     return cache_folder() / "aot" / f"{digest.hexdigest()[:32]}.cubin"
 
 

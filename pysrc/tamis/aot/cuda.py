@@ -1,6 +1,7 @@
 """Compiles __global__ kernels, one instance a file, where nvcc is found."""
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -10,7 +11,17 @@ from pathlib import Path
 from ..kernels.common.aot import CudaVariant
 from .inventory import Entry, kernels_folder
 
-SOURCES = ("*.cuh", "*.h")
+
+def sources(entry: Entry) -> list[Path]:
+    """Its header and what that includes of ours."""
+    assert isinstance(entry.variant, CudaVariant)
+    found, todo = {}, [kernels_folder().resolve() / entry.family / entry.variant.header]
+    while todo:
+        file = todo.pop()
+        if file not in found:
+            found[file] = re.findall(r'^#include "(.+)"', file.read_text(), re.M)
+            todo += [(file.parent / name).resolve() for name in found[file]]
+    return sorted(found)
 
 
 @cache
@@ -32,7 +43,8 @@ def compile(entry: Entry) -> tuple[bytes, int]:
     """The cubin; its shared memory is all static."""
     version()
     compiler, variant = nvcc(), entry.variant
-    assert compiler is not None and isinstance(variant, CudaVariant)
+    assert compiler is not None
+    assert isinstance(variant, CudaVariant)
     header = kernels_folder().resolve() / entry.family / variant.header
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"

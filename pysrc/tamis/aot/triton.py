@@ -3,12 +3,17 @@
 import importlib
 import os
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ..kernels.common.aot import TritonVariant
-from .inventory import Entry
+from .inventory import Entry, kernels_folder
 
-SOURCES = ("*.py",)
+
+def sources(entry: Entry) -> list[Path]:
+    """What decides its code."""
+    files = [file for folder in ("common", entry.family) for file in sorted((kernels_folder() / folder).glob("*.py"))]
+    return [file for file in files if file.name != "aot.py"]
 
 
 @cache
@@ -45,7 +50,7 @@ def compile(entry: Entry) -> tuple[bytes, int]:
             signature[name] = "constexpr"
             constants.setdefault(name, None)
             continue
-        signature[name] = parameter.annotation_type or variant.types[name]
+        signature[name] = str(parameter.annotation_type or variant.types[name])
         if signature[name].startswith("*") or name.endswith("stride"):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)

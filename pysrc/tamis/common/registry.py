@@ -29,19 +29,23 @@ def register(
     gradient of None. Schemas have no keyword-only arguments.
     """
     op = getattr(torch.ops.tamis, name).default
-    torch.library.register_fake(op, fake, lib=_library)
-    _library.impl(name, cuda, "CUDA")
-    _library.impl(name, reference, "CompositeExplicitAutograd")
     differentiate = autograd or _refusal(op).apply
     returns_list = [str(value.type) for value in op._schema.returns] == ["List[Tensor]"]
     defaults = tuple(argument.default_value for argument in op._schema.arguments)
 
+    def given_all(function: Callable[..., Any]) -> Callable[..., Any]:
+        """torch hands trailing defaults over as absent."""
+        return lambda *args: function(*args, *defaults[len(args) :])
+
+    torch.library.register_fake(op, given_all(fake), lib=_library)
+    _library.impl(name, given_all(cuda), "CUDA")
+    _library.impl(name, given_all(reference), "CompositeExplicitAutograd")
+
     def route(*args: object) -> object:
-        args += defaults[len(args) :]  # torch hands trailing defaults over as absent; backward must count every input
         out = differentiate(*args) if torch.is_grad_enabled() else below_autograd(op, *args)
         return list(out) if returns_list else out
 
-    _library.impl(name, route, "Autograd")
+    _library.impl(name, given_all(route), "Autograd")
 
 
 def _refusal(op: Callable[..., Any]) -> Any:

@@ -4,6 +4,7 @@ Nothing here waits for the device. Without one, everything runs on CPU tensors i
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -127,6 +128,7 @@ def _forward(
     teacher_softcap: float | None,
     student_logit_scale: float,
     teacher_logit_scale: float,
+    *,
     return_stats: bool,
     gradient: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -165,7 +167,8 @@ def _forward(
     with _device_of(x):
         if rows:
             distill_loss_kernel[_grid(x, rows)](
-                x, teacher.tensor, tau, mix, labels, weight, folded, loss, None if gradient is None else written.tensor, rows, classes, x.shape[-1],
+                x, teacher.tensor, tau, mix, labels, weight, folded, loss,
+                None if gradient is None else written.tensor, rows, classes, x.shape[-1],
                 *student[1:], *teacher[1:], *written[1:], int(tau.dim() > 0), int(mix.dim() > 0), ignore_index,
                 label_smoothing,
                 student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0,
@@ -183,7 +186,7 @@ def _forward(
 def distill_loss(student_logits: Tensor, *args: Any) -> list[Tensor]:
     """[loss, *statistics]; arguments as the op's."""
     *options, _, return_stats = args
-    loss, _, statistics = _forward(student_logits, *options, return_stats, None)
+    loss, _, statistics = _forward(student_logits, *options, return_stats=return_stats, gradient=None)
     return [loss, *statistics]
 
 
@@ -191,14 +194,14 @@ def distill_loss_forward(student_logits: Tensor, *args: Any) -> list[Tensor]:
     """[loss, gradient of student_logits with the reduction folded in, its factor still to come, *statistics]."""
     *options, _, return_stats = args
     gradient = torch.empty_like(student_logits, memory_format=torch.contiguous_format)
-    loss, factor, statistics = _forward(student_logits, *options, return_stats, gradient)
+    loss, factor, statistics = _forward(student_logits, *options, return_stats=return_stats, gradient=gradient)
     return [loss, gradient, factor, *statistics]
 
 
 def distill_loss_forward_(student_logits: Tensor, *args: Any) -> list[Tensor]:
     """The same, the gradient over student_logits: [loss, factor, *statistics]."""
     *options, _, return_stats = args
-    loss, factor, statistics = _forward(student_logits, *options, return_stats, student_logits)
+    loss, factor, statistics = _forward(student_logits, *options, return_stats=return_stats, gradient=student_logits)
     return [loss, factor, *statistics]
 
 
@@ -250,6 +253,7 @@ def _scale_into(gradient: Tensor, grad: Tensor, factor: Tensor, out: Tensor) -> 
     torch.mul(gradient, (times[0] * times[1]).unsqueeze(-1) if times[0].dim() else times[0] * times[1], out=out)
 
 
+@cache
 def _has_kernel() -> bool:
     """Whether _ops_cuda was built, which is so only where nvcc was found."""
     return hasattr(torch.ops.tamis, "_scale_rows_cuda")

@@ -335,15 +335,34 @@ def _fake_stats(student_logits: Tensor, *_: Any) -> list[Tensor]:
     return [student_logits.new_empty(rows, dtype=dtype) for dtype in dtypes]
 
 
-def _fake(gradients: int, student_logits: Tensor, *arguments: Any) -> list[Tensor]:
+def _fake(
+    gradients: int,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None,
+    temperature: Tensor,
+    alpha: Tensor,
+    divergence: str = "forward_kl",
+    beta: float = 0.5,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    row_weight: Tensor | None = None,
+    num_items_in_batch: Tensor | None = None,
+    vocab_size: int | None = None,
+    student_softcap: float | None = None,
+    teacher_softcap: float | None = None,
+    student_logit_scale: float = 1.0,
+    teacher_logit_scale: float = 1.0,
+    overwrite_logits: bool = False,
+    return_stats: bool = False,
+) -> list[Tensor]:
     """gradients: 0 none, 1 over the logits, 2 a new one."""
     real, rows = real_dtype(student_logits), student_logits.shape[:-1]
-    number = student_logits.new_empty((), dtype=real)
-    loss = student_logits.new_empty(rows, dtype=real) if arguments[8] == "none" else number
+    loss = student_logits.new_empty(rows if reduction == "none" else (), dtype=real)
     gradient = [student_logits.new_empty(student_logits.shape)] if gradients == 2 else []
-    factor = [torch.empty_like(number)] if gradients else []
-    stats = _fake_stats(student_logits) if arguments[-1] else []
-    return [loss, *gradient, *factor, *stats]
+    factor = [student_logits.new_empty((), dtype=real)] if gradients else []
+    return [loss, *gradient, *factor, *(_fake_stats(student_logits) if return_stats else [])]
 
 
 register(
