@@ -16,9 +16,7 @@ ROOT = Path(__file__).parent.resolve()
 class CMakeBuild(build_ext):
     def run(self) -> None:
         if find_spec("torch") is None:
-            sys.exit(
-                "tamis: no torch in this interpreter to build against; install it, then: pip install --no-build-isolation ."
-            )
+            sys.exit("tamis: no torch in this interpreter to build against; then: pip install --no-build-isolation .")
         package = ROOT / "pysrc" / "tamis" if self.inplace else Path(self.build_lib).resolve() / "tamis"
         build = Path(os.environ.get("TAMIS_BUILD_DIR", ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"))
         cmake = shutil.which("cmake") or sys.exit("tamis: cmake not found: pip install cmake ninja")

@@ -78,13 +78,16 @@ py::dict isa_report() {
   py::dict features;
 #ifdef __x86_64__
 #define TAMIS_FEATURE(name) features[name] = bool(__builtin_cpu_supports(name));
+  // clang-format off
   TAMIS_FEATURE("ssse3")
-  TAMIS_FEATURE("sse4.2") TAMIS_FEATURE("avx") TAMIS_FEATURE("avx2") TAMIS_FEATURE("fma") TAMIS_FEATURE("avx512f")
-      TAMIS_FEATURE("avx512bw") TAMIS_FEATURE("avx512dq") TAMIS_FEATURE("avx512vl") TAMIS_FEATURE("avx512vbmi")
-          TAMIS_FEATURE("avx512vnni") TAMIS_FEATURE("avx512bf16")
+  TAMIS_FEATURE("sse4.2")
+  TAMIS_FEATURE("avx") TAMIS_FEATURE("avx2") TAMIS_FEATURE("fma") TAMIS_FEATURE("avx512f") TAMIS_FEATURE("avx512bw")
+      TAMIS_FEATURE("avx512dq") TAMIS_FEATURE("avx512vl") TAMIS_FEATURE("avx512vbmi") TAMIS_FEATURE("avx512vnni")
+          TAMIS_FEATURE("avx512bf16")
+  // clang-format on
 #undef TAMIS_FEATURE
 #endif
-              py::dict report;
+          py::dict report;
   report["compiled"] = compiled;
   report["runs"] = runs;
   report["best"] = runs.empty() ? "" : runs[0];

@@ -24,7 +24,8 @@ SCHEMAS = {
     "deviation_stats": "tamis::deviation_stats(Tensor student_logits, Tensor teacher_logits, SymInt? vocab_size=None, "
     "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1., "
     "float teacher_logit_scale=1.) -> Tensor[]",
-    "distill_loss": "tamis::distill_loss(Tensor student_logits, Tensor teacher_logits, Tensor? target, Tensor temperature, "
+    "distill_loss": "tamis::distill_loss(Tensor student_logits, Tensor teacher_logits, Tensor? target, "
+    "Tensor temperature, "
     'Tensor alpha, str divergence="forward_kl", float beta=0.5, float label_smoothing=0., int ignore_index=-100, '
     'str reduction="mean", Tensor? row_weight=None, Tensor? num_items_in_batch=None, SymInt? vocab_size=None, '
     "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1., "

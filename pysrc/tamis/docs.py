@@ -14,8 +14,10 @@ FAMILIES = {"distill": tamis.distill}
 
 def page() -> str:
     """Markdown: each public function's signature and docstring, and its raw op's schema."""
-    parts = ["# Ops\n\nMade by `make docs` from schemas and docstrings. Raw ops have the function's arguments in its order,\n"
-             "without `impl`; a number or a tensor is a tensor there.\n"]  # fmt: skip
+    parts = [
+        "# Ops\n\nMade by `make docs` from schemas and docstrings. Raw ops have the function's arguments in its\n"
+        "order, without `impl`; a number or a tensor is a tensor there.\n"
+    ]
     for family, module in FAMILIES.items():
         parts.append(f"## tamis.{family}\n")
         for name in module.__all__:

@@ -126,9 +126,9 @@ def words(**changes: object) -> Dataset[str]:
 
 
 def test_missing_data_say_what_to_install(tmp_path: Path) -> None:
-    with pytest.raises(MissingData, match="words is not installed: pip install words$"):
+    with pytest.raises(MissingData, match=r"words is not installed: pip install words$"):
         words().load()
-    with pytest.raises(MissingData, match="no file .*absent"):
+    with pytest.raises(MissingData, match=r"no file .*absent"):
         words().load(tmp_path / "absent")
     with pytest.raises(ValueError, match="a reason for none"):
         words(sha256=None)

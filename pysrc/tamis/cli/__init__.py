@@ -1,7 +1,6 @@
 """The `tamis` command. A command's module is imported when it runs."""
 
 import importlib
-import sys
 
 
 def main() -> None:
@@ -15,4 +14,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

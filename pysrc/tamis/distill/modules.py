@@ -11,9 +11,9 @@ from .ops import DeviationStats, distill_loss
 class DistillationLoss(torch.nn.Module):
     """distill_loss with its options fixed.
 
-    Options: temperature, alpha, divergence, beta, label_smoothing, ignore_index, reduction, vocab_size, student_softcap,
-    teacher_softcap, student_logit_scale, teacher_logit_scale, overwrite_logits, return_stats, impl; see distill_loss for
-    what they mean and raise.
+    Options: temperature, alpha, divergence, beta, label_smoothing, ignore_index, reduction, vocab_size,
+    student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale, overwrite_logits, return_stats, impl;
+    see distill_loss for what they mean and raise.
     """
 
     def __init__(

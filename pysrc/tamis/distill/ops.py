@@ -95,7 +95,7 @@ def distill_loss(
         impl: "auto", "reference", "cpu", "triton" or "cuda".
     Returns:
         The loss, float32 (float64 for float64), sums in that dtype: 0-d, or [*] for "none". A class at -inf in both
-        models adds 0, one at -inf in the student alone makes its row inf, NaN stays in its row. No row kept: 0, with zero
+        models adds 0, one at -inf in the student alone makes its row inf, NaN stays in its row. No row kept: 0, with 0
         gradients.
     Raises:
         TypeError, ValueError: an argument, before any work; values of CPU tensors are checked in eager mode, elsewhere
@@ -270,8 +270,8 @@ def _implementation(choice: Choice, logits: Tensor, overwrite: bool) -> Callable
     if choice.backend == "triton" and logits.device.type == "cpu":  # the interpreter
         return partial(_DistillLoss.apply, cuda.distill_loss_forward)
     if overwrite and logits.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _Overwriting.apply  # type: ignore[no-any-return]
-    return torch.ops.tamis.distill_loss.default  # type: ignore[no-any-return]
+        return _Overwriting.apply
+    return torch.ops.tamis.distill_loss.default
 
 
 def _is_one(grad: Tensor) -> bool:
