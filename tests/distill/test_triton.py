@@ -27,7 +27,7 @@ NAMES = {
 
 @pytest.mark.skipif(INNER, reason="is the inner run")
 def test_triton_in_the_interpreter():  # its own process: the switch is read when triton is imported
-    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", __file__]
+    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", __file__]
     done = subprocess.run(run, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -86,5 +87,6 @@ def _cached(entry: Entry) -> Path:
     return cache_folder() / "aot" / f"{digest.hexdigest()[:32]}.cubin"
 
 
+@cache
 def _meaning(file: Path) -> bytes:
     return ast.dump(ast.parse(file.read_text())).encode() if file.suffix == ".py" else file.read_bytes()

@@ -11,7 +11,3 @@ def main() -> None:
         module = importlib.import_module(f"tamis.cli.{name}")
         app.command(name)(getattr(module, name))
     app(prog_name="tamis")
-
-
-if __name__ == "__main__":
-    main()

@@ -165,7 +165,7 @@ def deviation_stats(
 
     Returns:
         DeviationStats, without gradients: float32 (float64 for float64), argmaxes int64, `agree` bool; each [*]. A NaN
-        makes its own row's numbers NaN; an argmax is then the NaN's, as in torch.
+        or +inf makes its own row's numbers NaN; an argmax is then the NaN's, as in torch.
     Raises:
         TypeError, ValueError: an argument, before any work.
     Source: 2301.12923 section 1 (the deviation plot).

@@ -35,7 +35,6 @@ def _distill_loss_every_option() -> tuple[tuple[Any, ...], dict[str, Any]]:
         "teacher_softcap": 6.0,
         "student_logit_scale": 0.7,
         "teacher_logit_scale": 0.9,
-        "return_stats": True,
     }
     return (student.requires_grad_(), teacher, target, per_row + 1, per_row), options
 
@@ -45,6 +44,10 @@ def _distill_loss_rows() -> tuple[tuple[Any, ...], dict[str, Any]]:
     target = torch.tensor([4, 0, -1, 2])
     options = {"reduction": "none", "ignore_index": -1}
     return (student.requires_grad_(), teacher, target, torch.tensor(1.0), torch.tensor(0.3)), options
+
+
+def _distill_loss_with_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (*_models(3, 7), None, torch.tensor(2.0), torch.tensor(1.0)), {"return_stats": True}
 
 
 def _deviation_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -65,5 +68,5 @@ def op_examples() -> dict[str, list[Example]]:
     """
     return {
         "deviation_stats": [_deviation_stats, _deviation_stats_every_option],
-        "distill_loss": [_distill_loss, _distill_loss_every_option, _distill_loss_rows],
+        "distill_loss": [_distill_loss, _distill_loss_every_option, _distill_loss_rows, _distill_loss_with_stats],
     }
