@@ -44,11 +44,11 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q '$(TORCH)' 'setuptools>=77' cmake ninja pybind11 simde-py
-	TAMIS_BUILD_DIR=$(CURDIR)/build/cmake $(BIN)/python -m pip install -q --no-build-isolation -e '.[dev,pipelines]'
+	TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cmake $(BIN)/python -m pip install -q --no-build-isolation -e '.[dev,pipelines]'
 	touch $@
 
 build: $(VENV)/installed
-	TAMIS_BUILD_DIR=$(CURDIR)/build/cmake PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --inplace
+	TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cmake PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --inplace
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pysrc/*.egg-info pysrc/tamis/*.so

@@ -149,6 +149,9 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
   if constexpr (kGradient == Gradient::over_logits) {
     STD_TORCH_CHECK(student.data_ptr() == student_logits.data_ptr(), what,
                     ": overwrite_logits: expected logits that two strides walk, classes side by side");
+    const Matrix m = *walk(student);
+    STD_TORCH_CHECK(rows < 2 || (m.stride >= width && (rows <= m.group || m.group_stride >= width)), what,
+                    ": overwrite_logits: expected rows that do not overlap");
     gradient = student;
   }
   if (gradient) {

@@ -214,8 +214,11 @@ class Walk {
 
   void read(int64_t r, const Row<R>& row) {
     const int64_t classes = op_.student.classes;
-    const char* const teacher =
-        static_cast<const char*>(op_.teacher.data) + row_offset(op_.teacher, r) * source_.element;
+    // Where alpha is 0 the teacher is not looked at: the student stands in, and no NaN or inf of the teacher's gets in.
+    const Source<R>& source = row.soft != 0 ? source_ : kSource<S>;
+    const Transform<R>& f_t = row.soft != 0 ? f_t_ : f_s_;
+    const Matrix& beside = row.soft != 0 ? op_.teacher : op_.student;
+    const char* const teacher = static_cast<const char*>(beside.data) + row_offset(beside, r) * source.element;
     const R inverse_tau = 1 / row.tau;
     const bool smooth = row.hard != 0 && op_.label_smoothing > 0;
     Online<R> online;
@@ -224,9 +227,9 @@ class Walk {
       const int64_t n = block_size(classes, c);
       write_pending(c + n);
       const char* const next_s = (const char*)(student(r) + c) + kAhead;
-      const char* const next_t = teacher + c * source_.element + kAhead;
+      const char* const next_t = teacher + c * source.element + kAhead;
       const R* const s = numbers(student(r) + c, n, f_s_, buffer_s_);
-      const R* const t = source_.numbers(teacher, c, n, f_t_, buffer_t_);
+      const R* const t = source.numbers(teacher, c, n, f_t, buffer_t_);
       Tops<R> tops = c == 0 ? Tops<R>{maximum(s, n), maximum(t, n)} : online.top;
       Sums<R> sums = op_.gradient.data ? block<false, true>(s, t, c, n, tops, inverse_tau, next_s, next_t)
                                        : block<false, false>(s, t, c, n, tops, inverse_tau, next_s, next_t);

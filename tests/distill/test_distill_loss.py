@@ -191,6 +191,18 @@ def test_nan_stays_in_its_row(isa):
         assert gradient[[0, 1, 3]].isfinite().all()
 
 
+def test_without_weight_the_teacher_is_not_looked_at(isa):
+    student, teacher = pair(3, 600)
+    target = torch.arange(3)
+    want, want_gradient = loss_and_gradient(student, teacher, target, alpha=0.0, temperature=2.0)
+    for nothing in (float("nan"), INF, -INF):
+        loss, gradient = loss_and_gradient(
+            student, torch.full_like(teacher, nothing), target, alpha=0.0, temperature=2.0
+        )
+        assert torch.equal(loss, want)
+        assert torch.equal(gradient, want_gradient)
+
+
 def test_same_bits_for_any_thread_count_and_with_or_without_gradient(isa):
     student, teacher = pair(300, 5003)
     target = torch.arange(300)
@@ -276,6 +288,11 @@ class TestOverwriteLogits:
         _, want = loss_and_gradient(student, teacher, **kwargs)
         distill_loss(student * 1, teacher, overwrite_logits=True, **kwargs).backward()
         assert torch.equal(student.grad, want)
+
+    def test_overlapping_rows_are_refused(self):
+        student = torch.randn(1, 50, requires_grad=True)
+        with pytest.raises(RuntimeError, match="rows that do not overlap"):
+            distill_loss((student * 1).expand(3, 50), torch.randn(3, 50), overwrite_logits=True)
 
     def test_second_backward_raises(self):
         student, teacher = pair(3, 50)

@@ -51,6 +51,8 @@ def row_losses(
     valid = valid & (alpha == 1 if inside is None else inside)
     rows, sane = kept.unsqueeze(-1), torch.where(valid, 1.0, float("nan")).to(s.dtype)
     s, t = torch.where(rows, s, 0), torch.where(rows, t, 0)  # what does not count must not reach a gradient
+    soft = (alpha != 0).unsqueeze(-1) if alpha.dim() else alpha != 0
+    t = torch.where(soft, t, s.detach())  # without weight the teacher is not looked at
     s = s * (sane.unsqueeze(-1) if sane.dim() else sane)  # and what is not valid makes its row NaN
 
     wide = tau.unsqueeze(-1) if tau.dim() else tau
