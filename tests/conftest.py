@@ -80,11 +80,13 @@ def _logits(draw, rows, classes, dtype):
     return x
 
 
-def assert_as_good_as_torch(got, torchs, truth, scale):
-    """Infinities and NaNs the same; elsewhere within twice torch's error, 4 roundings at `scale`, and underflow."""
+def assert_as_good_as_torch(got, torchs, truth, scale, classes):
+    """Infinities and NaNs the same; elsewhere within twice torch's error, 4 roundings at `scale`, underflow, and what
+    the truth itself loses when it adds `classes` float64 numbers in turn."""
     exact = ~truth.isfinite()
     torch.testing.assert_close(got[exact].double(), truth[exact], rtol=0, atol=0, equal_nan=True)
     dtype = torch.finfo(got.dtype)
     allowed = 2 * (torchs.double() - truth).abs().nan_to_num() + 4 * dtype.eps * scale + 4 * dtype.tiny
+    allowed += classes * torch.finfo(torch.float64).eps * scale
     wrong = ~((got.double() - truth).abs() <= allowed) & ~exact
     assert not wrong.any(), (got[wrong], truth[wrong], allowed[wrong])

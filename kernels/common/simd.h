@@ -18,7 +18,6 @@ typedef double F64 __attribute__((vector_size(kBytes)));
 typedef int32_t I32 __attribute__((vector_size(kBytes)));
 typedef uint32_t U32 __attribute__((vector_size(kBytes)));
 typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
-typedef _Float16 F16 __attribute__((vector_size(kBytes / 2)));
 struct BFloat16 {
   uint16_t bits;
 };
@@ -75,7 +74,14 @@ inline F32 load(const _Float16* p) {  // by hand: GCC 12 converts lane by lane, 
 // To half precision: to nearest, ties to even.
 inline F32 to_memory(const float*, F32 v) { return v; }
 inline F64 to_memory(const double*, F64 v) { return v; }
-inline F16 to_memory(const _Float16*, F32 v) { return __builtin_convertvector(v, F16); }
+inline U16 to_memory(const _Float16*, F32 v) {  // by hand: without F16C the compiler calls libgcc, of GCC 12 or later
+  const I32 bits = (I32)v, size = bits & 0x7fffffff;
+  const I32 normal = (size - (112 << 23) + 0xfff + (size >> 13 & 1)) >> 13;
+  const I32 subnormal = (I32)((F32)size + 0.5f) - 0x3f000000;  // the sum rounds at the smallest half
+  const I32 large = size > 0x7f800000 ? I32{} + 0x7e00 : I32{} + 0x7c00;
+  const I32 h = size < 0x38800000 ? subnormal : size < 0x47800000 ? normal : large;
+  return __builtin_convertvector((U32)(h | (bits >> 16 & 0x8000)), U16);
+}
 inline U16 to_memory(const BFloat16*, F32 v) {
   const U32 bits = (U32)v;
   const U32 even = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // it would carry a NaN into inf

@@ -13,7 +13,7 @@ LANES = {"v2": 4, "v3": 8, "v4": 16}
 # What a shipped library may take from outside: torch's C shims, the C and C++ runtimes, and the dynamic linker's own.
 ALLOWED = re.compile(
     r"^(aoti_torch_\w+|torch_\w+|cuda\w*"
-    r"|_ZNSt\w+|_ZNKSt\w+|_ZSt\w+|_ZTVN10__cxxabiv1\w+|_ZTISt\w+|_ZTVSt\w+|_Zn[wa]m|_Zd[la]Pv\w*|__cxa_\w+|__gxx_personality_v0"
+    r"|_ZNSo\w+|_ZNSt\w+|_ZNKSt\w+|_ZSt\w+|_ZTVN10__cxxabiv1\w+|_ZTISt\w+|_ZTVSt\w+|_Zn[wa]m|_Zd[la]Pv\w*|__cxa_\w+|__gxx_personality_v0"
     r"|_Unwind_\w+|__stack_chk_fail|__tls_get_addr|__(cpu_model|cpu_indicator_init)|_ITM_\w+|__gmon_start__"
     r"|_ZTTNSt\w+|_ZTVNSt\w+)$"
 )

@@ -17,7 +17,7 @@ class TestErrors:
             (
                 {"student_logits": torch.zeros(2, 0), "teacher_logits": torch.zeros(2, 0)},
                 ValueError,
-                "at least one class",
+                r"student_logits: expected \[\*, classes\] with at least one class",
             ),
             (
                 {"teacher_logits": torch.zeros(3, 4)},
