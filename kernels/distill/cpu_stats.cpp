@@ -66,8 +66,8 @@ struct Model {
   void merge(Sums<R> to, const Sums<R>& from, R from_max, R to_max) {
     if (from_max == to_max) {
       sums = {to.below + from.below, to.ties + from.ties, to.energy + from.energy};
-    } else if (from_max == -kInf) {
-      sums = to;
+    } else if (from_max == -kInf) {  // nothing, or NaN alone
+      sums = {to.below + from.below, to.ties, to.energy + from.energy};
     } else {
       const R moved = from_max - to_max, scale = exp(moved), all = (from.below + from.ties) * scale;
       sums = {to.below + all, to.ties, to.energy + (scale == 0 ? R(0) : from.energy * scale + all * moved)};

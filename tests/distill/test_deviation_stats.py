@@ -49,6 +49,16 @@ def test_ties_take_the_lowest_index(isa):
     torch.testing.assert_close(stats.teacher_log_odds, torch.full((2,), 1 - others))
 
 
+@pytest.mark.parametrize("classes", [3, 513, 1537])
+def test_a_nan_alone_in_its_block_shows(isa, classes):
+    logits = torch.zeros(2, classes)
+    logits[0, -1] = math.nan
+    stats = deviation_stats(torch.zeros(2, classes), logits)
+    assert stats.teacher_argmax[0] == classes - 1
+    for field in (stats.teacher_logsumexp, stats.teacher_entropy, stats.teacher_max_prob, stats.teacher_log_odds):
+        assert field.isnan().tolist() == [True, False]
+
+
 def test_one_class(isa):
     stats = deviation_stats(torch.tensor([[2.0]]), torch.tensor([[3.0]]))
     assert stats.teacher_max_prob == stats.student_max_prob == 1
