@@ -125,20 +125,17 @@ def _training(loss: Loss, compiled: bool = False) -> Callable[[Inputs], Route]:
         def run(_: object) -> Results:
             out = call(*inputs)
             out.backward()
-            assert inputs.student.grad is not None
-            return out.detach(), inputs.student.grad
+            gradient, inputs.student.grad = inputs.student.grad, None  # freed after the time, before the next
+            assert gradient is not None
+            return out.detach(), gradient
 
-        def prepare() -> None:
-            inputs.student.grad = None
-
-        return Route(run, prepare)
+        return Route(run)
 
     return route
 
 
 def _training_overwriting(inputs: Inputs) -> Route:
     def prepare() -> tuple[Tensor, list[Tensor]]:
-        inputs.student.grad = None
         box: list[Tensor] = []
         return _Produced.apply(inputs.student, box), box
 

@@ -17,7 +17,7 @@ from tamis.bench.report import render, report
 from tamis.bench.table import COLUMNS, seconds, show, show_comparison
 
 HOME = Path(next(iter(tamis.benchmarks.__path__)))
-FEW = Limits(0.0, 3, 3)
+FEW = Limits(0.0, 3, 3, warm=0.0)
 
 
 def broken(inputs):
@@ -86,10 +86,10 @@ def test_native_probes(changes):
 
 def test_rounds_alternate():
     order = []
-    actions = {name: lambda name=name: order.append(name) or 0.0 for name in "abc"}
-    samples = alternate(actions, Limits(0.0, 4, 10))
-    assert order == list("abc") * 4
-    assert all(len(times) == 4 for times in samples.values())
+    actions = {name: lambda name=name: order.append(name) or float(len(order)) for name in "abc"}
+    samples = alternate(actions, Limits(0.0, 4, 10, warm=0.0))
+    assert order == list("aabbcc") * 4
+    assert samples["b"] == [4.0, 10.0, 16.0, 22.0]  # the second of each pair
 
 
 def test_preparation_precedes_every_run():

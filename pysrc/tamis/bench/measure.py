@@ -1,7 +1,8 @@
 """Times the routes of one case against each other and against the machine.
 
-Every round runs each route once, A B C A B C, and the probes of the roofline too: drift of the machine cancels in
-ratios taken within a round.
+Every round runs each route, A A B B C C, and the probes of the roofline too, and times the last run of each: drift of
+the machine cancels in ratios taken within a round, and a route finds the caches and the allocator as it left them
+itself, whoever ran before. (In turn A B C, a route that follows one with the same inputs finds them in a large L3.)
 """
 
 import gc
@@ -21,9 +22,10 @@ class Limits(NamedTuple):
     seconds: float  # of measuring a case, about
     fewest: int  # rounds
     most: int
+    warm: float = 0.05  # seconds, at least one run, before the run that is timed
 
 
-FULL = Limits(4.0, 7, 2000)
+FULL = Limits(12.0, 9, 2000)
 QUICK = Limits(1.0, 5, 400)
 
 
@@ -72,7 +74,7 @@ def _once(route: Route, calls: int) -> float:
 
 
 def alternate(actions: Mapping[str, Callable[[], float]], limits: Limits) -> dict[str, list[float]]:
-    """What each action gave, round by round."""
+    """What each action gave when it was warm, round by round."""
     samples: dict[str, list[float]] = {name: [] for name in actions}
     collecting = gc.isenabled()
     gc.disable()
@@ -82,6 +84,10 @@ def alternate(actions: Mapping[str, Callable[[], float]], limits: Limits) -> dic
             if done >= limits.fewest and time.perf_counter() - begin > limits.seconds:
                 break
             for name, action in actions.items():
+                start = time.perf_counter()
+                action()
+                while time.perf_counter() - start < limits.warm:
+                    action()
                 samples[name].append(action())
     finally:
         if collecting:

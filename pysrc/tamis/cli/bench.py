@@ -43,6 +43,8 @@ def bench(
         only=only,
     )
     console = Console()
+    if not console.is_terminal:  # a file has no width
+        console = Console(width=150)
     show(result, console)
     if earlier:
         show_comparison(earlier, result, console)
