@@ -43,42 +43,43 @@ void over_rows(const char* what, int64_t rows, int64_t classes, const Kernel& ke
 
 const int64_t kStats = 11;
 
-Tensors stats(const char* what, const Tensor& student_logits, const Tensor& teacher_logits,
-              std::optional<int64_t> vocab_size, std::optional<double> student_softcap,
-              std::optional<double> teacher_softcap, double student_logit_scale, double teacher_logit_scale) {
-  const Tensor student = logits(what, student_logits), teacher = logits(what, teacher_logits);
-  const int64_t classes = counted_classes(what, student, teacher, vocab_size);
-  const auto kernel = kernels().distill.deviation_stats[dtype_of(what, student)][dtype_of(what, teacher)];
-  STD_TORCH_CHECK(kernel, what, ": teacher_logits: expected float64 beside float64 and only there");
-  const std::vector<int64_t> sizes = leading(student);
+struct Stats {
+  StatsKernel kernel;
+  DeviationStats op;
   Tensors out;
+};
+
+// student and teacher as logits() gives them.
+Stats prepare_stats(const char* what, const Tensor& student, const Tensor& teacher, int64_t classes,
+                    const LogitTransform& of_student, const LogitTransform& of_teacher) {
+  Stats s{kernels().distill.deviation_stats[dtype_of(what, student)][dtype_of(what, teacher)],
+          {first_classes(student, classes), first_classes(teacher, classes), of_student, of_teacher, {}, {}, {}},
+          {}};
+  STD_TORCH_CHECK(s.kernel, what, ": teacher_logits: expected float64 beside float64 and only there");
   for (int64_t i = 0; i < kStats; ++i)
-    out.push_back(torch::stable::new_empty(student, sizes,
-                                           i == 6 || i == 7 ? ScalarType::Long
-                                           : i == 10        ? ScalarType::Bool
-                                                            : real_type(student)));
-  DeviationStats op{first_classes(student, classes),
-                    first_classes(teacher, classes),
-                    transform(student_logit_scale, student_softcap),
-                    transform(teacher_logit_scale, teacher_softcap),
-                    {},
-                    {},
-                    {}};
+    s.out.push_back(torch::stable::new_empty(student, leading(student),
+                                             i == 6 || i == 7 ? ScalarType::Long
+                                             : i == 10        ? ScalarType::Bool
+                                                              : real_type(student)));
   for (int model = 0; model < 2; ++model) {
-    for (int i = 0; i < 4; ++i) op.real[model][i] = out[(i < 3 ? 2 * i : 8) + model].mutable_data_ptr();
-    op.argmax[model] = static_cast<int64_t*>(out[6 + model].mutable_data_ptr());
+    for (int i = 0; i < 4; ++i) s.op.real[model][i] = s.out[(i < 3 ? 2 * i : 8) + model].mutable_data_ptr();
+    s.op.argmax[model] = static_cast<int64_t*>(s.out[6 + model].mutable_data_ptr());
   }
-  op.agree = static_cast<bool*>(out[10].mutable_data_ptr());
-  over_rows(what, rows_of(student), classes,
-            [&](int64_t begin, int64_t end, void* scratch) { kernel(op, begin, end, scratch); });
-  return out;
+  s.op.agree = static_cast<bool*>(s.out[10].mutable_data_ptr());
+  return s;
 }
 
 Tensors deviation_stats(const Tensor& student_logits, const Tensor& teacher_logits, std::optional<int64_t> vocab_size,
                         std::optional<double> student_softcap, std::optional<double> teacher_softcap,
                         double student_logit_scale, double teacher_logit_scale) {
-  return stats("tamis.deviation_stats", student_logits, teacher_logits, vocab_size, student_softcap, teacher_softcap,
-               student_logit_scale, teacher_logit_scale);
+  const char* const what = "tamis.deviation_stats";
+  const Tensor student = logits(what, student_logits), teacher = logits(what, teacher_logits);
+  const int64_t classes = counted_classes(what, student, teacher, vocab_size);
+  Stats stats = prepare_stats(what, student, teacher, classes, transform(student_logit_scale, student_softcap),
+                              transform(teacher_logit_scale, teacher_softcap));
+  over_rows(what, rows_of(student), classes,
+            [&](int64_t begin, int64_t end, void* scratch) { stats.kernel(stats.op, begin, end, scratch); });
+  return stats.out;
 }
 
 enum class Gradient { none, fresh, over_logits };
@@ -158,11 +159,15 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
     op.gradient = first_classes(*gradient, width);
     op.stream_gradient = kGradient == Gradient::fresh && gradient->numel() * gradient->element_size() >= kLarge;
   }
-  Tensors statistics;
-  if (return_stats)
-    statistics = stats(what, student, teacher, classes, student_softcap, teacher_softcap, student_logit_scale,
-                       teacher_logit_scale);
-  over_rows(what, rows, classes, [&](int64_t begin, int64_t end, void* scratch) { kernel(op, begin, end, scratch); });
+  std::optional<Stats> stats;
+  if (return_stats) stats = prepare_stats(what, student, teacher, classes, op.student_transform, op.teacher_transform);
+  over_rows(what, rows, classes, [&](int64_t begin, int64_t end, void* scratch) {
+    if (!stats) return kernel(op, begin, end, scratch);
+    for (int64_t r = begin; r < end; ++r) {  // the row is read from memory once; before its gradient may overwrite it
+      stats->kernel(stats->op, r, r + 1, scratch);
+      kernel(op, r, r + 1, scratch);
+    }
+  });
 
   if (reduction == "none") {
     out.push_back(loss);
@@ -177,7 +182,7 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
     torch::stable::fill_(factor, fold ? 1 : 1 / divisor);
     out.push_back(factor);
   }
-  for (Tensor& t : statistics) out.push_back(t);
+  if (stats) out.insert(out.end(), stats->out.begin(), stats->out.end());
   return out;
 }
 

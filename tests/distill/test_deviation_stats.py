@@ -77,6 +77,15 @@ def test_come_with_the_loss_at_temperature_1(isa):
     assert stats.agree.shape == (2, 3)
 
 
+def test_are_of_the_logits_before_they_are_overwritten(isa):
+    student, teacher = torch.randn(5, 600, requires_grad=True), torch.randn(5, 600)
+    alone = deviation_stats(student, teacher)
+    loss, stats = distill_loss(student * 1, teacher, overwrite_logits=True, return_stats=True)
+    loss.backward()
+    assert all(torch.equal(a, b) for a, b in zip(stats, alone, strict=True))
+    assert torch.equal(student.grad, torch.autograd.grad(distill_loss(student, teacher), student)[0])
+
+
 def test_errors():
     with pytest.raises(ValueError, match="tamis.deviation_stats: vocab_size: expected the classes to read of 3 and 4"):
         deviation_stats(torch.zeros(2, 3), torch.zeros(2, 4))

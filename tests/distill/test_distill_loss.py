@@ -269,6 +269,44 @@ class TestBackward:
             (gradient.sum() + student.sum()).backward()
 
 
+class TestTransforms:
+    """torch.func and forward mode would need a derivative of the gradient: refused by name, never wrong."""
+
+    def test_gradient_of_a_vmap_is_refused(self):
+        student, teacher = pair(6, 5)
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            torch.func.vmap(torch.func.grad(distill_loss))(student.detach().view(2, 3, 5), teacher.view(2, 3, 5))
+
+    def test_forward_mode_is_refused(self):
+        student, teacher = pair(3, 5)
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            torch.func.jvp(lambda s: distill_loss(s, teacher), (student.detach(),), (torch.ones(3, 5),))
+
+    def test_hessian_is_refused(self):
+        student, teacher = pair(3, 5)
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            torch.func.hessian(lambda s: distill_loss(s, teacher))(student.detach())
+
+
+class TestWhatPeersGetWrong:
+    def test_padding_of_one_model_adds_nothing_to_identical_ones(self):
+        student, _ = pair(4, 128)
+        assert distill_loss(student, F.pad(student.detach(), (0, 8)), vocab_size=128) == 0
+        assert distill_loss(F.pad(student, (0, 8)), student.detach(), vocab_size=128) == 0
+
+    def test_bfloat16_is_summed_in_float32(self):
+        """A softmax in bfloat16 puts 49% on this loss."""
+        student, _ = pair(64, 32_000, torch.bfloat16)
+        teacher = (student.detach() + 0.05 * torch.randn(64, 32_000)).bfloat16()
+        truth = distill_loss(student.double(), teacher.double(), impl="reference")
+        torch.testing.assert_close(distill_loss(student, teacher).double(), truth, rtol=1e-4, atol=0)
+
+    def test_backward_reads_no_number_from_another_device(self):
+        student = torch.zeros(2, 4, device="meta", requires_grad=True)  # .item() raises there
+        distill_loss(student, torch.zeros(2, 4, device="meta")).backward()
+        assert student.grad.shape == (2, 4)
+
+
 class TestOverwriteLogits:
     @pytest.mark.parametrize("factor", [1.0, 3.0])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

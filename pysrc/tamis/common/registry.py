@@ -14,6 +14,11 @@ def below_autograd(op: Callable[..., Any], *args: object) -> Any:
         return op(*args)
 
 
+def forward_mode() -> bool:
+    """Whether tensors may carry tangents: an autograd.Function refuses them, the op itself would drop them."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def register(
     name: str,
     *,
@@ -42,7 +47,8 @@ def register(
     _library.impl(name, given_all(reference), "CompositeExplicitAutograd")
 
     def route(*args: object) -> object:
-        out = differentiate(*args) if torch.is_grad_enabled() else below_autograd(op, *args)
+        derived = torch.is_grad_enabled() or forward_mode()
+        out = differentiate(*args) if derived else below_autograd(op, *args)
         return list(out) if returns_list else out
 
     _library.impl(name, given_all(route), "Autograd")

@@ -18,7 +18,7 @@ from ..common.checks import (
     reads_values,
     real_dtype,
 )
-from ..common.registry import below_autograd, once, register
+from ..common.registry import below_autograd, forward_mode, once, register
 from . import cuda, reference
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse")
@@ -322,7 +322,7 @@ class _Overwriting(torch.autograd.Function):
 
 
 def _autograd(*arguments: Any) -> list[Tensor]:
-    if not arguments[0].requires_grad:
+    if not (arguments[0].requires_grad or forward_mode()):
         result: list[Tensor] = below_autograd(torch.ops.tamis.distill_loss.default, *arguments)
         return result
     forward = partial(below_autograd, torch.ops.tamis._distill_loss_forward.default)
