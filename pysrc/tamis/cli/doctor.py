@@ -60,7 +60,7 @@ def _triton() -> Backend:
 def _cuda() -> Backend:
     built = _cuda_libraries()
     if not built:
-        return Backend(False, "not built: no nvcc was found")
+        return Backend(False, "not built: no nvcc where tamis was built, or TAMIS_CUDA=off")
     missing = _device()
     return Backend(not missing, missing or ", ".join(built))
 
