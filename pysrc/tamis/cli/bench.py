@@ -1,5 +1,6 @@
 """`tamis bench`."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ def bench(
     compare: Annotated[Path | None, typer.Option("--compare", help="Print ratios to this earlier result.")] = None,
     allocator: Annotated[str, typer.Option("--allocator", help="default, kept or both; see --help of malloc.")] = "",
     threads: Annotated[str, typer.Option("--threads", help="Counts, by comma; `all` is what torch would use.")] = "",
-    only: Annotated[str, typer.Option("--only", help="Only cases with this in their name.")] = "",
+    only: Annotated[str, typer.Option("--only", help="Only cases whose name this regular expression finds.")] = "",
 ) -> None:
     """Measure the kernels against torch and against this machine."""
     import torch
@@ -31,6 +32,10 @@ def bench(
         raise typer.BadParameter(f"expected one of {', '.join(known)}, got {family}")
     if allocator and allocator not in MODES:
         raise typer.BadParameter(f"--allocator: expected one of {', '.join(MODES)}, got {allocator}")
+    try:
+        re.compile(only)
+    except re.error as error:
+        raise typer.BadParameter(f"--only: expected a regular expression, got {only}: {error}") from None
     allocator = allocator or ("default" if quick else "both")
     counts = [_threads(word, torch.get_num_threads()) for word in (threads or ("1" if quick else "1,all")).split(",")]
     earlier = engine.load(compare) if compare else None  # before the hours of work
