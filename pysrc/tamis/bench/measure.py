@@ -1,8 +1,8 @@
 """Times the routes of one case against each other and against the machine.
 
-Every round runs each route, A A B B C C, and the probes of the roofline too, and times the last run of each: drift of
-the machine cancels in ratios taken within a round, and a route finds the caches and the allocator as it left them
-itself, whoever ran before. (In turn A B C, a route that follows one with the same inputs finds them in a large L3.)
+Every round runs each route, A A B B C C, and the probes of the roofline too, and keeps the median of each one's runs
+after its first: drift of the machine cancels in ratios taken within a round, and a route finds the caches and the
+allocator as it left them itself. (In turn A B C, one that follows another on the same inputs finds them in a large L3.)
 """
 
 import gc
@@ -22,11 +22,12 @@ class Limits(NamedTuple):
     seconds: float  # of measuring a case, about
     fewest: int  # rounds
     most: int
-    warm: float = 0.05  # seconds, at least one run, before the run that is timed
+    warm: float = 0.05  # seconds of runs, at least one, before those that count
 
 
 FULL = Limits(12.0, 9, 2000)
 QUICK = Limits(1.0, 5, 400)
+MOST_A_ROUND = 5  # runs of a fast route that count: a hiccup of the machine in one of them is lost in the median
 
 
 class Probes(NamedTuple):
@@ -85,10 +86,11 @@ def alternate(actions: Mapping[str, Callable[[], float]], limits: Limits) -> dic
                 break
             for name, action in actions.items():
                 start = time.perf_counter()
-                action()
-                while time.perf_counter() - start < limits.warm:
+                runs = 0
+                while not runs or time.perf_counter() - start < limits.warm:
                     action()
-                samples[name].append(action())
+                    runs += 1
+                samples[name].append(statistics.median(action() for _ in range(min(runs, MOST_A_ROUND))))
     finally:
         if collecting:
             gc.enable()
