@@ -26,7 +26,7 @@ class Limits(NamedTuple):
 
 
 FULL = Limits(12.0, 9, 2000)
-QUICK = Limits(1.0, 5, 400)
+QUICK = Limits(1.0, 3, 400)
 MOST_A_ROUND = 5  # runs of a fast route that count: a hiccup of the machine in one of them is lost in the median
 
 

@@ -1,4 +1,4 @@
-"""`tamis demo`: what the library is for, in two minutes on a laptop."""
+"""`tamis demo`: what the library is for, in a few minutes."""
 
 import importlib
 import json as json_module
@@ -58,6 +58,8 @@ def demo(
 
         def report(phase: str, done: int, total: int, words: str) -> None:
             progress.update(tasks[phase], completed=done, total=total, words=words)
+            if not console.is_terminal and (done == total or done % 20 == 0):  # a file sees no bar
+                typer.echo(f"{phase} {done}/{total} {words}")
             if done == total and phase != phases[-1]:
                 progress.start_task(tasks[phases[phases.index(phase) + 1]])
 
