@@ -1,6 +1,7 @@
 // Checks, allocates, parallelises; the arithmetic is in kernels/distill. Nothing inside parallel_for may throw.
 #include <torch/csrc/stable/library.h>
 #include <atomic>
+#include <utility>
 #include "common.h"
 #include "dispatch.h"
 
@@ -25,6 +26,15 @@ Matrix first_classes(const Tensor& t, int64_t classes) {
   Matrix m = *walk(t);
   m.classes = classes;
   return m;
+}
+
+// From the first byte of what a tensor's rows span to past the last; width: elements a row.
+std::pair<uintptr_t, uintptr_t> extent(const Tensor& t, int64_t width) {
+  const Matrix m = *walk(t);
+  const int64_t rows = rows_of(t), groups = rows ? (rows - 1) / m.group : 0, in_group = rows < m.group ? rows : m.group;
+  const int64_t elements = rows ? groups * m.group_stride + (in_group - 1) * m.stride + width : 0;
+  const uintptr_t begin = (uintptr_t)m.data;
+  return {begin, begin + elements * t.element_size()};
 }
 
 LogitTransform transform(double scale, std::optional<double> cap) { return {scale, cap.value_or(0)}; }
@@ -153,6 +163,9 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
     const Matrix m = *walk(student);
     STD_TORCH_CHECK(rows < 2 || (m.stride >= width && (rows <= m.group || m.group_stride >= width)), what,
                     ": overwrite_logits: expected rows that do not overlap");
+    const auto mine = extent(student, width), other = extent(teacher, classes);
+    STD_TORCH_CHECK(mine.second <= other.first || other.second <= mine.first, what,
+                    ": overwrite_logits: expected teacher_logits in memory apart from student_logits");
     gradient = student;
   }
   if (gradient) {

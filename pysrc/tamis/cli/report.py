@@ -16,4 +16,6 @@ def report(
     from ..bench.report import report as write
 
     home = Path(next(iter(tamis.benchmarks.__path__)))
+    if results and not results.is_dir():
+        raise typer.BadParameter(f"--results: expected a folder, got {results}")
     write(results or home / "results", out or home / "README.md")

@@ -68,20 +68,9 @@ def _refusal(op: Callable[..., Any]) -> Any:
     return Refusal
 
 
-class _RefuseSecond(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gradient: torch.Tensor, name: str) -> torch.Tensor:
-        ctx.op = name
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: object) -> Any:
-        raise NotImplementedError(f"tamis.{ctx.op}: its second derivative is not implemented")
-
-
 def once(gradient: torch.Tensor, name: str) -> torch.Tensor:
-    """A gradient that is not itself differentiable: under `create_graph=True` it says so when that is tried."""
-    if not torch.is_grad_enabled():
-        return gradient
-    result: torch.Tensor = _RefuseSecond.apply(gradient.detach().requires_grad_(), name)
-    return result
+    """A gradient that is not itself differentiable. Under `create_graph=True` it refuses at once: a graph that ends
+    here would give second derivatives without this op's part, and no warning."""
+    if torch.is_grad_enabled():
+        raise NotImplementedError(f"tamis.{name}: its second derivative is not implemented: got create_graph=True")
+    return gradient

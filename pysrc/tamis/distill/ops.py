@@ -144,8 +144,10 @@ def distill_loss(
         ignore_index, reduction, row_weight, items, vocab_size, student_softcap, teacher_softcap,
         float(student_logit_scale), float(teacher_logit_scale), False, return_stats,
     )  # fmt: skip
-    if overwrite_logits and student_logits.is_leaf and student_logits.requires_grad:
-        fail(fn, "overwrite_logits", "student_logits that are not a leaf", "a leaf")
+    if overwrite_logits and student_logits.requires_grad:
+        base = None if torch.compiler.is_compiling() else student_logits._base
+        if student_logits.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
+            fail(fn, "overwrite_logits", "student_logits that are not a leaf", "a leaf, or a view of one")
     loss, *stats = _implementation(choice, student_logits, overwrite_logits)(*arguments)
     return (loss, DeviationStats(*stats)) if return_stats else loss
 
