@@ -2,9 +2,9 @@ import os
 
 import hypothesis.strategies as st
 import pytest
-import tamis  # noqa: F401
 import torch
 from hypothesis import settings
+from tamis.distill import distill_loss
 
 INF = float("inf")
 NAN = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32).item()  # its payload unmasks tricks on exponents
@@ -90,3 +90,16 @@ def assert_as_good_as_torch(got, torchs, truth, scale, classes):
     allowed += classes * torch.finfo(torch.float64).eps * scale
     wrong = ~((got.double() - truth).abs() <= allowed) & ~exact
     assert not wrong.any(), (got[wrong], truth[wrong], allowed[wrong])
+
+
+def pair(rows, classes, dtype=torch.float32, scale=3.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    s, t = (torch.randn(rows, classes, generator=generator).mul(scale).to(dtype) for _ in range(2))
+    return s.requires_grad_(), t
+
+
+def loss_and_gradient(student, teacher, *args, **kwargs):
+    student = student.detach().requires_grad_()
+    loss = distill_loss(student, teacher, *args, **kwargs)
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+    return loss.detach(), gradient

@@ -257,8 +257,10 @@ class Walk {
     const Sums<R>& z = o.sums;
     const R hard_sum = kHard ? z.hard : z.student, smoothing = op_.label_smoothing;
     R loss = 0;
-    if (row.soft != 0)
-      loss += row.soft * row.tau * (z.difference / z.teacher + row.tau * (log(z.student) - log(z.teacher)));
+    if (row.soft != 0) {  // the terms nearly cancel when it is hot: once a row, in double
+      const double teacher = z.teacher, tau = row.tau;
+      loss += R(row.soft * tau * (z.difference / teacher + tau * log(z.student / teacher)));
+    }
     if (row.hard != 0) {
       R ce = log(hard_sum) + (1 - smoothing) * (o.top.student - target_logit(r, row.target));
       if (smoothing > 0) ce += smoothing * (o.top.student - mean);

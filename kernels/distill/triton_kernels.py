@@ -304,7 +304,7 @@ def distill_loss_kernel(
             z_h = tl.sum(sum_h, 0)
 
         # A term whose factor is 0 is left out: 0 * inf would be NaN.
-        value = soft * tau * (tl.sum(difference, 0) / z_t + tau * (tl.log(z_s) - tl.log(z_t)))
+        value = soft * tau * (tl.sum(difference, 0) / z_t + tau * tl.log(z_s / z_t))
         value = tl.where(soft == 0, 0.0, value)
         if HAS_TARGET:
             ce = tl.log(z_h) + (1.0 - label_smoothing) * (s_max - at_target)

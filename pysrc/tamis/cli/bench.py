@@ -15,7 +15,9 @@ def bench(
     peers: Annotated[bool, typer.Option("--peers", help="Also other libraries, and other ways in torch.")] = False,
     json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     compare: Annotated[Path | None, typer.Option("--compare", help="Print ratios to this earlier result.")] = None,
-    allocator: Annotated[str, typer.Option("--allocator", help="default, kept or both; see --help of malloc.")] = "",
+    allocator: Annotated[
+        str, typer.Option("--allocator", help="default (glibc's own), kept (pages stay with the process) or both.")
+    ] = "",
     threads: Annotated[str, typer.Option("--threads", help="Counts, by comma; `all` is what torch would use.")] = "",
     only: Annotated[str, typer.Option("--only", help="Only cases whose name this regular expression finds.")] = "",
 ) -> None:

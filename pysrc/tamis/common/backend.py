@@ -34,10 +34,15 @@ def choose(fn: str, impl: str, tensor: Tensor, *, cuda_kernels: bool = False) ->
 
     Raises:
         ValueError: `impl` is no implementation, or cannot serve this device.
+        NotImplementedError: under a torch.func transform, for any but the reference.
     """
     forced = "impl" if impl != "auto" else "TAMIS_BACKEND"
     wanted = impl if impl != "auto" else os.environ.get("TAMIS_BACKEND", "auto")
     check_choice(fn, forced, wanted, IMPLEMENTATIONS)
+    transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+    if transformed and wanted != "reference":
+        what = "torch.func transforms (vmap, grad, jvp, ...) are supported by impl='reference' alone"
+        raise NotImplementedError(f"tamis.{fn}: {what}, got {wanted}")
     device = tensor.device.type
     if wanted == "auto":
         if device == "cpu":

@@ -14,9 +14,13 @@ def below_autograd(op: Callable[..., Any], *args: object) -> Any:
         return op(*args)
 
 
-def forward_mode() -> bool:
-    """Whether tensors may carry tangents: an autograd.Function refuses them, the op itself would drop them."""
-    return torch.autograd.forward_ad._current_level >= 0
+def _refuse_tangents(op: Callable[..., Any], args: tuple[object, ...]) -> None:
+    """The op below autograd would drop them without a word."""
+    if torch.autograd.forward_ad._current_level < 0:
+        return
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and torch.autograd.forward_ad.unpack_dual(arg).tangent is not None:
+            raise NotImplementedError(f"{op}: forward-mode differentiation is not supported")
 
 
 def register(
@@ -47,8 +51,8 @@ def register(
     _library.impl(name, given_all(reference), "CompositeExplicitAutograd")
 
     def route(*args: object) -> object:
-        derived = torch.is_grad_enabled() or forward_mode()
-        out = differentiate(*args) if derived else below_autograd(op, *args)
+        _refuse_tangents(op, args)
+        out = differentiate(*args) if torch.is_grad_enabled() else below_autograd(op, *args)
         return list(out) if returns_list else out
 
     _library.impl(name, given_all(route), "Autograd")
@@ -68,9 +72,23 @@ def _refusal(op: Callable[..., Any]) -> Any:
     return Refusal
 
 
-def once(gradient: torch.Tensor, name: str) -> torch.Tensor:
-    """A gradient that is not itself differentiable. Under `create_graph=True` it refuses at once: a graph that ends
-    here would give second derivatives without this op's part, and no warning."""
-    if torch.is_grad_enabled():
-        raise NotImplementedError(f"tamis.{name}: its second derivative is not implemented: got create_graph=True")
-    return gradient
+class _RefuseSecond(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: torch.Tensor, anchor: torch.Tensor, name: str) -> torch.Tensor:
+        ctx.op = name
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: object) -> Any:
+        raise NotImplementedError(f"tamis.{ctx.op}: its second derivative is not implemented")
+
+
+def once(gradient: torch.Tensor, anchor: torch.Tensor, name: str) -> torch.Tensor:
+    """A gradient that is not itself differentiable: under `create_graph=True` it says so when that is tried.
+
+    anchor: any tensor whose graph leads to the op's inputs, so that every way back to them meets the refusal.
+    """
+    if not torch.is_grad_enabled():
+        return gradient
+    result: torch.Tensor = _RefuseSecond.apply(gradient, anchor, name)
+    return result
