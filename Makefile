@@ -3,6 +3,8 @@ TORCH ?= torch==2.13.0
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# One cmake for both builds: where another comes first on the path, the second would compile everything again.
+BUILDING := TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cmake PATH="$(CURDIR)/$(BIN):$$PATH"
 export TAMIS_TESTING ?= ON
 unexport PYTHONDONTWRITEBYTECODE  # without compiled Python `import torch` takes seconds
 
@@ -44,11 +46,11 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q '$(TORCH)' 'setuptools>=77' cmake ninja pybind11 simde-py
-	TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cmake $(BIN)/python -m pip install -q --no-build-isolation -e '.[dev,pipelines]'
+	$(BUILDING) $(BIN)/python -m pip install -q --no-build-isolation -e '.[dev,pipelines]'
 	touch $@
 
 build: $(VENV)/installed
-	TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cmake PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --inplace
+	$(BUILDING) $(BIN)/python setup.py -q build_ext --inplace
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info pysrc/*.egg-info pysrc/tamis/*.so
