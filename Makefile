@@ -46,7 +46,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q '$(TORCH)' 'setuptools>=77' cmake ninja pybind11 simde-py
-	$(BUILDING) $(BIN)/python -m pip install -q --no-build-isolation -e '.[dev,pipelines]'
+	$(BUILDING) $(BIN)/python -m pip install -q --no-build-isolation -e '.[dev]'
 	touch $@
 
 build: $(VENV)/installed

@@ -28,7 +28,8 @@ inline Dtype dtype_of(const char* what, const Tensor& t) {
     case ScalarType::BFloat16:
       return bf16;
     default:
-      STD_TORCH_CHECK(false, what, ": expected float32, bfloat16, float16 or float64");
+      STD_TORCH_CHECK(false, what, ": expected float32, bfloat16, float16 or float64, got ",
+                      torch::headeronly::toString(t.scalar_type()));
   }
 }
 
@@ -100,7 +101,9 @@ inline std::optional<Matrix> walk(const Tensor& t) {
 // Checked logits; copied only where walk() cannot.
 inline Tensor logits(const char* what, const Tensor& t) {
   STD_TORCH_CHECK(t.is_cpu(), what, ": expected a CPU tensor");
-  STD_TORCH_CHECK(t.dim() >= 1 && t.size(t.dim() - 1) > 0, what, ": expected [*, classes] with at least one class");
+  STD_TORCH_CHECK(t.dim() >= 1 && t.size(t.dim() - 1) > 0, what,
+                  ": expected [*, classes] with at least one class, got ", t.dim() ? "none" : "a number");
+  dtype_of(what, t);
   return walk(t) ? t : torch::stable::contiguous(t);
 }
 

@@ -14,7 +14,8 @@ int64_t counted_classes(const char* what, const Tensor& student, const Tensor& t
                         std::optional<int64_t> vocab_size) {
   const int64_t s = student.size(student.dim() - 1), t = teacher.size(teacher.dim() - 1);
   STD_TORCH_CHECK(leading(student) == leading(teacher), what,
-                  ": teacher_logits: expected the leading axes of student_logits");
+                  ": teacher_logits: expected the leading axes of student_logits, ", rows_of(student), " rows, got ",
+                  rows_of(teacher));
   STD_TORCH_CHECK(vocab_size || s == t, what, ": vocab_size: expected a number for ", s, " and ", t, " classes");
   const int64_t classes = vocab_size.value_or(s);
   STD_TORCH_CHECK(0 < classes && classes <= s && classes <= t, what, ": vocab_size: expected 1 to ", s < t ? s : t,
@@ -83,7 +84,8 @@ Tensors deviation_stats(const Tensor& student_logits, const Tensor& teacher_logi
                         std::optional<double> student_softcap, std::optional<double> teacher_softcap,
                         double student_logit_scale, double teacher_logit_scale) {
   const char* const what = "tamis.deviation_stats";
-  const Tensor student = logits(what, student_logits), teacher = logits(what, teacher_logits);
+  const Tensor student = logits("tamis.deviation_stats: student_logits", student_logits);
+  const Tensor teacher = logits("tamis.deviation_stats: teacher_logits", teacher_logits);
   const int64_t classes = counted_classes(what, student, teacher, vocab_size);
   Stats stats = prepare_stats(what, student, teacher, classes, transform(student_logit_scale, student_softcap),
                               transform(teacher_logit_scale, teacher_softcap));

@@ -168,7 +168,8 @@ Row<R> row_at(const DistillLoss& op, int64_t r) {
   const int64_t target = op.target ? op.target[r] : -1;
   if ((op.target && target == op.ignore_index) || weight == 0) return {Row<R>::kSkipped, tau, 0, 0, 0, target};
   const bool outside = target < 0 || target >= op.student.classes;
-  const bool bad = !(tau > 0) || alpha != alpha || (op.target ? outside : alpha != 1);
+  const bool bad =
+      !(tau > 0 && tau < kInf && alpha >= 0 && alpha <= 1 && weight >= 0) || (op.target ? outside : alpha != 1);
   return {bad ? Row<R>::kBad : Row<R>::kLive, tau, alpha, 1 - alpha, weight, target};
 }
 

@@ -247,14 +247,14 @@ def distill_loss_kernel(
         if HAS_WEIGHT:
             weight = tl.load(row_weight + row)
         skipped = weight == 0
-        bad = (tau > 0) == 0  # so that NaN is bad
+        bad = ((tau > 0) & (tau < INF) & (soft >= 0) & (soft <= 1) & (weight >= 0)) == 0  # so that NaN is bad
         label_at = tl.full((), -1, tl.int64)
         at_target = tl.zeros((), REAL)
         if HAS_TARGET:
             label_at = tl.load(target + row)
             skipped = skipped | (label_at == ignore_index)
             inside = (label_at >= 0) & (label_at < classes)
-            bad = bad | (soft != soft) | (inside == 0)
+            bad = bad | (inside == 0)
             at_target = tl.load(s_row + label_at, mask=inside, other=0.0).to(REAL)
             at_target = _transformed(at_target, student_scale, student_cap, STUDENT_CAP)
         else:

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 import torch
-from tamis.distill import distill_loss
+from conftest import INF, NAN, pair
+from tamis.distill import DistillationLoss, distill_loss, reference
 
 
 class TestErrors:
@@ -37,26 +39,59 @@ class TestErrors:
             ),
             ({"vocab_size": 5}, ValueError, "vocab_size: expected 1 to 4, got 5"),
             ({"vocab_size": 2.0}, TypeError, "vocab_size: expected an integer, got float"),
-            ({"temperature": 0.0}, ValueError, "temperature: expected above 0, got 0.0"),
-            ({"temperature": float("nan")}, ValueError, "temperature: expected above 0, got nan"),
-            ({"temperature": torch.tensor([1.0, -1.0])}, ValueError, "temperature: expected above 0, got -1.0"),
+            ({"vocab_size": 0}, ValueError, "vocab_size: expected at least 1, got 0"),
+            ({"temperature": 0.0}, ValueError, "temperature: expected a finite number above 0, got 0.0"),
+            ({"temperature": float("nan")}, ValueError, "temperature: expected a finite number above 0, got nan"),
+            ({"temperature": float("inf")}, ValueError, "temperature: expected a finite number above 0, got inf"),
+            ({"temperature": 10**400}, ValueError, "temperature: expected a finite number above 0, got inf"),
+            ({"temperature": 1e-50}, ValueError, "temperature: expected a finite number above 0, got 1e-50"),
+            ({"temperature": torch.tensor([1.0, -1.0])}, ValueError, "temperature: expected a finite .*, got -1.0"),
+            ({"temperature": torch.tensor(INF)}, ValueError, "temperature: expected a finite .*, got inf"),
+            ({"temperature": torch.tensor(2j)}, TypeError, "temperature: expected a real dtype, got torch.complex64"),
+            ({"temperature": torch.tensor(2.0, requires_grad=True)}, ValueError, "temperature: expected a constant"),
             ({"temperature": torch.ones(3)}, ValueError, r"temperature: expected shape \[2\], got \[3\]"),
             ({"temperature": "hot"}, TypeError, "temperature: expected a number, got str"),
             ({"alpha": 0.5}, ValueError, "target: expected a target for alpha=0.5"),
             ({"alpha": torch.tensor([1.0, 0.5])}, ValueError, "target: expected a target"),
             ({"alpha": 1.5}, ValueError, "alpha: expected 0 to 1, got 1.5"),
+            ({"alpha": -1}, ValueError, "alpha: expected 0 to 1, got -1"),
+            ({"alpha": "a"}, TypeError, "alpha: expected a number, got str"),
+            ({"alpha": torch.tensor([1.0, NAN])}, ValueError, "alpha: expected 0 to 1, got nan"),
             ({"target": torch.tensor([0, 4])}, ValueError, "target: expected 0 to 3, or -100, got 4"),
             ({"target": torch.tensor([0, -1])}, ValueError, "target: expected 0 to 3, or -100, got -1"),
-            ({"target": torch.tensor([0.0, 1.0])}, TypeError, "target: expected integers, got torch.float32"),
+            ({"target": torch.tensor([0.0, 1.0])}, TypeError, "target: expected integers, .*got torch.float32"),
+            ({"target": torch.tensor([0, 1]).to(torch.uint16)}, TypeError, "target: expected integers, .*torch.uint16"),
             ({"target": torch.tensor([0])}, ValueError, r"target: expected shape \[2\], got \[1\]"),
+            ({"ignore_index": 1.5}, TypeError, "ignore_index: expected an integer, got float"),
+            ({"ignore_index": 2**70}, ValueError, "ignore_index: expected an integer of 64 bits"),
+            ({"beta": "a"}, TypeError, "beta: expected a number, got str"),
+            ({"label_smoothing": None}, TypeError, "label_smoothing: expected a number, got NoneType"),
             ({"divergence": "kl"}, ValueError, "divergence: expected forward_kl or .*, got 'kl'"),
             ({"divergence": "jsd"}, NotImplementedError, "divergence: jsd is not yet implemented"),
             ({"reduction": "avg"}, ValueError, "reduction: expected mean or sum or none, got 'avg'"),
             ({"reduction": "sum", "num_items_in_batch": 3}, ValueError, "num_items_in_batch: expected reduction mean"),
-            ({"num_items_in_batch": 0}, ValueError, "num_items_in_batch: expected above 0, got 0"),
+            ({"num_items_in_batch": 0}, ValueError, "num_items_in_batch: expected a finite number above 0, got 0"),
+            ({"num_items_in_batch": "3"}, TypeError, "num_items_in_batch: expected a number, got str"),
+            ({"num_items_in_batch": torch.tensor(1j)}, TypeError, "num_items_in_batch: expected a real dtype"),
+            ({"num_items_in_batch": torch.tensor(INF)}, ValueError, "num_items_in_batch: expected a finite number"),
+            ({"num_items_in_batch": torch.ones(2)}, ValueError, r"num_items_in_batch: expected one number, got \[2\]"),
             ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected 0 to 1"),
             ({"row_weight": torch.ones(3)}, ValueError, r"row_weight: expected shape \[2\]"),
+            ({"row_weight": [1.0, 1.0]}, TypeError, "row_weight: expected a Tensor, got list"),
+            ({"row_weight": torch.ones(2) * 1j}, TypeError, "row_weight: expected a real dtype, got torch.complex64"),
+            ({"row_weight": torch.tensor([1.0, -2.0])}, ValueError, "row_weight: expected at least 0, got -2.0"),
             ({"student_softcap": -1.0}, ValueError, "student_softcap: expected a finite number above 0, got -1.0"),
+            ({"student_softcap": "a"}, TypeError, "student_softcap: expected a number, got str"),
+            ({"student_logit_scale": "a"}, TypeError, "student_logit_scale: expected a number, got str"),
+            ({"student_logits": torch.zeros(2, 4).to_sparse()}, TypeError, "student_logits: expected a dense tensor"),
+            (
+                {"teacher_logits": torch.nested.nested_tensor([torch.zeros(4), torch.zeros(4)])},
+                TypeError,
+                "teacher_logits: expected a dense tensor, got a nested one",
+            ),
+            ({"return_stats": "x"}, TypeError, "return_stats: expected True or False, got 'x'"),
+            ({"overwrite_logits": 1}, TypeError, "overwrite_logits: expected True or False, got 1"),
+            ({"divergence": 3}, ValueError, "divergence: expected forward_kl or .*, got 3"),
             (
                 {"teacher_logit_scale": float("inf")},
                 ValueError,
@@ -72,19 +107,68 @@ class TestErrors:
             distill_loss(arguments.pop("student_logits"), arguments.pop("teacher_logits"), **arguments)
 
     @pytest.mark.parametrize(
-        ("student", "teacher"),
+        "options",
+        [{"temperature": 0}, {"alpha": 2}, {"beta": "a"}, {"vocab_size": 0}, {"impl": "fast"}, {"reduction": 1}],
+    )
+    def test_the_module_refuses_at_once(self, options):
+        with pytest.raises((TypeError, ValueError), match=f"tamis.distill_loss: {next(iter(options))}: expected"):
+            DistillationLoss(**options)
+
+    def test_numpy_numbers_and_bool_masks_will_do(self):
+        s, t = pair(2, 5)
+        got = distill_loss(s, t, temperature=np.float32(2), row_weight=torch.tensor([True, False]))
+        assert got == distill_loss(s, t, temperature=2.0, row_weight=torch.tensor([1.0, 0.0]))
+
+    def test_pending_negation_is_not_overwritten(self):
+        logits = torch.view_as_complex(torch.zeros(2, 4, 2, requires_grad=True) + 1).conj().imag
+        assert logits.is_neg()
+        with pytest.raises(ValueError, match="overwrite_logits: expected student_logits without a pending negation"):
+            distill_loss(logits, torch.zeros(2, 4), overwrite_logits=True)
+        assert distill_loss(logits, torch.zeros(2, 4)) == 0
+
+    @pytest.mark.parametrize("impl", ["cpu", "reference"])
+    @pytest.mark.parametrize(
+        "bad",
         [
-            (torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 4)),
-            (torch.zeros(2, 4), torch.zeros(2, 5)),
-            (torch.zeros(2, 4), torch.zeros(3, 4)),
-            (torch.zeros(2, 4), torch.zeros(2, 4).double()),
-            (torch.zeros(()), torch.zeros(())),
+            {"temperature": 0.0},
+            {"temperature": INF},
+            {"alpha": 1.5},
+            {"alpha": NAN},
+            {"row_weight": -1.0},
+            {"target": 9},
         ],
     )
-    def test_raw_op_checks_for_itself(self, student, teacher):
+    def test_values_that_nobody_checks_make_their_row_nan(self, impl, bad):
+        s, t = pair(3, 5)
+        rows = {"temperature": torch.ones(3), "alpha": torch.full([3], 0.5), "row_weight": torch.ones(3)}
+        rows["target"] = torch.arange(3)
+        ((name, value),) = bad.items()
+        rows[name][1] = value
+        options = (rows["target"], rows["temperature"], rows["alpha"], "forward_kl", 0.5, 0.0, -100, "none")
+        op = torch.ops.tamis.distill_loss.default if impl == "cpu" else reference.distill_loss
+        (losses,) = op(s, t, *options, rows["row_weight"])
+        losses.sum().backward()
+        for got in (losses, s.grad.sum(1)):
+            assert got.isnan().tolist() == [False, True, False]
+
+    @pytest.mark.parametrize(
+        ("student", "teacher", "words"),
+        [
+            (torch.zeros(2, 4).long(), torch.zeros(2, 4), "student_logits: expected float32, .*, got Long"),
+            (torch.zeros(2, 4), torch.zeros(2, 4).long(), "teacher_logits: expected float32, .*, got Long"),
+            (torch.zeros(2, 4), torch.zeros(2, 5), "vocab_size: expected a number for 4 and 5 classes"),
+            (torch.zeros(2, 4), torch.zeros(3, 4), "teacher_logits: expected the leading axes .* 2 rows, got 3"),
+            (torch.zeros(2, 4), torch.zeros(2, 4).double(), "teacher_logits: expected float64 beside float64"),
+            (torch.zeros(()), torch.zeros(()), r"student_logits: expected \[\*, classes\] .*, got a number"),
+            (torch.zeros(2, 0), torch.zeros(2, 0), r"student_logits: expected \[\*, classes\] .*, got none"),
+        ],
+    )
+    def test_raw_op_checks_for_itself(self, student, teacher, words):
         one = torch.tensor(1.0)
-        with pytest.raises(RuntimeError, match=r"tamis.distill_loss"):
+        with pytest.raises(RuntimeError, match="tamis.distill_loss: " + words):
             torch.ops.tamis.distill_loss(student, teacher, None, one, one)
+        with pytest.raises(RuntimeError, match="tamis.deviation_stats: " + words):
+            torch.ops.tamis.deviation_stats(student, teacher)
 
     def test_raw_op_changes_no_argument(self):
         one = torch.tensor(1.0)

@@ -74,9 +74,13 @@ def _rounded(row: Row) -> Row:
 
 def load(path: Path) -> Result:
     """Raises ValueError for another file or another schema."""
-    result = json.loads(path.read_text())
-    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
-        raise ValueError(f"tamis.bench: {path}: expected a result of schema {SCHEMA}")
+    try:
+        result: Result = json.loads(path.read_text())
+    except ValueError as error:  # of text or of JSON
+        raise ValueError(f"tamis.bench: {path}: expected a result, got {error}") from error
+    schema = result.get("schema") if isinstance(result, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"tamis.bench: {path}: expected a result of schema {SCHEMA}, got {schema}")
     return result
 
 

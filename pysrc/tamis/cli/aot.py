@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from .paths import writable
+
 
 def aot(
     arch: Annotated[list[str] | None, typer.Option(help="80, 90, 100 or 120; again for more. All by default.")] = None,
     out: Annotated[Path, typer.Option(help="Where the cubins go.")] = Path("aot"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table there.")] = None,
-    jobs: Annotated[int, typer.Option(help="Compilations at a time.")] = min(4, os.cpu_count() or 1),
+    json_file: Annotated[Path | None, typer.Option("--json", callback=writable, help="Write the table there.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Compilations at a time.")] = min(4, os.cpu_count() or 1),
     update_budgets: Annotated[bool, typer.Option(hidden=True, help="Rewrite kernels/budgets.json.")] = False,
 ) -> None:
     """Compile every GPU kernel, no GPU needed; exit 1 where one spills, outgrows its budget or is not listed."""
@@ -40,7 +42,6 @@ def aot(
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(kernel.cubin, place)
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps({"kernels": [kernel.json() for kernel in built]}, indent=1) + "\n")
     if update_budgets:
         budgets.write(built, inventory.kernels_folder() / "budgets.json")
@@ -52,11 +53,12 @@ def aot(
 def _archs(given: list[str] | None) -> list[int] | None:
     if not given:
         return None
-    archs = [name.strip().removeprefix("sm_").rstrip("a") for names in given for name in names.split(",")]
-    for name in archs:
-        if name not in ("80", "90", "100", "120"):
+    archs = []
+    for name in (name.strip() for names in given for name in names.split(",")):
+        if name.removeprefix("sm_").rstrip("a") not in ("80", "90", "100", "120"):
             raise typer.BadParameter(f"expected 80, 90, 100 or 120, got {name}", param_hint="--arch")
-    return [int(name) for name in archs]
+        archs.append(int(name.removeprefix("sm_").rstrip("a")))
+    return archs
 
 
 def _stop(lines: list[str]) -> typer.Exit:

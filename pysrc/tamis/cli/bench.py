@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .paths import writable
+
 MODES = ("default", "kept", "both")
 
 
@@ -13,8 +15,11 @@ def bench(
     family: Annotated[str, typer.Argument(help="One family; all where none is named.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="A few shapes on one thread, under a minute.")] = False,
     peers: Annotated[bool, typer.Option("--peers", help="Also other libraries, and other ways in torch.")] = False,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
-    compare: Annotated[Path | None, typer.Option("--compare", help="Print ratios to this earlier result.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", callback=writable, help="Write the result here.")] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", exists=True, dir_okay=False, help="Print ratios to this earlier result."),
+    ] = None,
     allocator: Annotated[
         str, typer.Option("--allocator", help="default (glibc's own), kept (pages stay with the process) or both.")
     ] = "",
@@ -40,7 +45,10 @@ def bench(
         raise typer.BadParameter(f"--only: expected a regular expression, got {only}: {error}") from None
     allocator = allocator or ("default" if quick else "both")
     counts = [_threads(word, torch.get_num_threads()) for word in (threads or ("1" if quick else "1,all")).split(",")]
-    earlier = engine.load(compare) if compare else None  # before the hours of work
+    try:
+        earlier = engine.load(compare) if compare else None
+    except ValueError as error:
+        raise typer.BadParameter(f"--compare: {error}") from None
     result = engine.run(
         [family] if family else known,
         threads=list(dict.fromkeys(counts)),

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .paths import writable
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,7 +19,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of the weights, the batches and the held-out text.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Of the teacher, and of each student.")] = 80,
     threads: Annotated[int, typer.Option(min=0, help="0: as many as torch would use.")] = 0,
-    json: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    json: Annotated[Path | None, typer.Option("--json", callback=writable, help="Write the result here.")] = None,
     text: Annotated[Path | None, typer.Option(help="A text of your own instead of Python's documentation.")] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also plain torch under torch.compile.")] = False,
     no_bench: Annotated[bool, typer.Option("--no-bench", help="Leave out the benchmark at the end.")] = False,

@@ -5,10 +5,17 @@ from typing import Annotated
 
 import typer
 
+from .paths import writable
+
 
 def report(
-    out: Annotated[Path | None, typer.Option("--out", help="The page; by default benchmarks/README.md.")] = None,
-    results: Annotated[Path | None, typer.Option("--results", help="Folder; by default the committed ones.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=writable, help="The page; by default benchmarks/README.md.")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", exists=True, file_okay=False, help="Folder; by default the committed ones."),
+    ] = None,
 ) -> None:
     """Make the benchmark page from JSON results."""
     import tamis.benchmarks
@@ -16,6 +23,7 @@ def report(
     from ..bench.report import report as write
 
     home = Path(next(iter(tamis.benchmarks.__path__)))
-    if results and not results.is_dir():
-        raise typer.BadParameter(f"--results: expected a folder, got {results}")
-    write(results or home / "results", out or home / "README.md")
+    try:
+        write(results or home / "results", out or home / "README.md")
+    except ValueError as error:
+        raise typer.BadParameter(f"--results: {error}") from None

@@ -1,13 +1,16 @@
 """Arguments checked before any work. Every message reads `tamis.<fn>: <argument>: expected ..., got ...`."""
 
-from collections.abc import Sequence
-from typing import NoReturn
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NAMES = "float32, bfloat16, float16 or float64"
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def fail(fn: str, name: str, expected: str, got: object, error: type[Exception] = ValueError) -> NoReturn:
@@ -21,8 +24,10 @@ def check_tensor(fn: str, name: str, value: object) -> Tensor:
 
 
 def check_logits(fn: str, name: str, value: object) -> Tensor:
-    """[*, classes] of a float dtype, at least one class; rows may be none."""
+    """Dense, [*, classes] of a float dtype, at least one class; rows may be none."""
     value = check_tensor(fn, name, value)
+    if value.is_nested or value.layout != torch.strided:
+        fail(fn, name, "a dense tensor", "a nested one" if value.is_nested else value.layout, TypeError)
     if value.dtype not in FLOATS:
         fail(fn, name, NAMES, value.dtype, TypeError)
     if value.dim() < 1 or value.shape[-1] == 0:
@@ -37,16 +42,35 @@ def check_like(fn: str, name: str, value: Tensor, shape: Sequence[int], device: 
         fail(fn, name, f"device {device}", value.device)
 
 
-def check_number(fn: str, name: str, value: object, expected: str, valid: bool) -> None:
-    """`valid` is looked at only where `value` is a number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def check_number(fn: str, name: str, value: object, expected: str, valid: Callable[[float], Any]) -> float:
+    """Python's or numpy's. An integer beyond all floats counts as inf."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         fail(fn, name, "a number", type(value).__name__, TypeError)
-    if not valid:
-        fail(fn, name, expected, value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
+    if not valid(number):
+        fail(fn, name, expected, number if isinstance(value, int) and math.isinf(number) else value)
+    return number
+
+
+def check_integer(fn: str, name: str, value: object) -> int:
+    """Of 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        fail(fn, name, "an integer", type(value).__name__, TypeError)
+    if not -(2**63) <= value < 2**63:
+        fail(fn, name, "an integer of 64 bits", "a larger one")
+    return int(value)
+
+
+def check_bool(fn: str, name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        fail(fn, name, "True or False", repr(value), TypeError)
 
 
 def check_choice(fn: str, name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         fail(fn, name, " or ".join(choices), repr(value))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import DeviationStats, distill_loss
+from .ops import DeviationStats, check_options, check_per_row, check_transforms, distill_loss
 
 
 class DistillationLoss(torch.nn.Module):
@@ -13,7 +13,7 @@ class DistillationLoss(torch.nn.Module):
 
     Options: temperature, alpha, divergence, beta, label_smoothing, ignore_index, reduction, vocab_size,
     student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale, overwrite_logits, return_stats, impl;
-    see distill_loss for what they mean and raise.
+    see distill_loss for what they mean and raise; what needs no logits to be wrong is refused here.
     """
 
     def __init__(
@@ -53,6 +53,12 @@ class DistillationLoss(torch.nn.Module):
             "return_stats": return_stats,
             "impl": impl,
         }
+        check_options(divergence, beta, label_smoothing, ignore_index, reduction, overwrite_logits, return_stats, impl)
+        check_transforms(
+            "distill_loss", vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale
+        )
+        check_per_row("distill_loss", "temperature", temperature)
+        check_per_row("distill_loss", "alpha", alpha)
 
     def forward(
         self,

@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.backend import Choice, choose
+from ..common.backend import IMPLEMENTATIONS, Choice, choose
 from ..common.checks import (
+    INTEGERS,
+    check_bool,
     check_choice,
+    check_integer,
     check_like,
     check_logits,
     check_number,
@@ -21,6 +24,7 @@ from ..common.checks import (
 from ..common.registry import below_autograd, once, register
 from . import cuda, reference
 
+INF = float("inf")
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse")
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -77,7 +81,7 @@ def distill_loss(
 
     Args:
         student_logits: [*, classes], float32, bfloat16, float16 or float64; the leading axes are rows. Any strides.
-        teacher_logits: [*, classes], its own dtype, but float64 beside float64 and only there. A constant.
+        teacher_logits: [*, classes], its own dtype, but float64 beside float64 and only there. A constant, as the rest.
         target: [*] integers in 0..classes-1. A row of `ignore_index` counts in neither term nor in the mean.
         temperature: T > 0: a number, a 0-d tensor, or one per row [*]. (A number specialises a compiled graph.)
         alpha: in [0, 1], likewise; below 1 it needs a target.
@@ -85,14 +89,15 @@ def distill_loss(
         beta: of jsd.
         label_smoothing: in [0, 1], of the cross-entropy, as torch's.
         reduction: "mean" divides by the weight of the rows kept, or by num_items_in_batch; "sum"; "none": [*].
-        row_weight: [*]. A row of weight 0 does not count, whatever it holds.
+        row_weight: [*], at least 0; a bool mask will do. A row of weight 0 does not count, whatever it holds.
         num_items_in_batch: a number or 0-d tensor, for gradient accumulation ("mean" only).
         vocab_size: classes to read of both; needed where they differ. Padding never counts, its gradient is 0.
         student_softcap, teacher_softcap: > 0; logits become cap * tanh(logits / cap), after the scale.
         student_logit_scale, teacher_logit_scale: multiply the logits first.
-        overwrite_logits: student_logits, which must not be a leaf, is overwritten in the forward pass and holds its
-            gradient from backward on; nothing is allocated, and a second backward raises. Under torch.compile the
-            gradient is a new tensor.
+        overwrite_logits: the gradient that student_logits need is written over them in the forward pass, and nothing
+            is allocated. Do not read them afterwards; a second backward raises. They must not be a leaf or a view of
+            one, nor overlap teacher_logits; two strides must lead to all rows, classes side by side. Under
+            torch.compile and for impl="reference" the gradient is a new tensor.
         return_stats: also DeviationStats.
         impl: "auto", "reference", "cpu", "triton" or "cuda".
     Returns:
@@ -101,52 +106,39 @@ def distill_loss(
         gradients.
     Raises:
         TypeError, ValueError: an argument, before any work; values of CPU tensors are checked in eager mode, elsewhere
-            a row with a bad target, temperature or alpha has the loss NaN.
+            a row with a bad target, temperature, alpha or weight has the loss NaN.
+        RuntimeError: overwrite_logits where it cannot be.
         NotImplementedError: a divergence that is to come; a second derivative, when one is asked for.
     Source: 2301.12923 section 1; Hinton et al. 2015 for T^2.
     """
     fn = "distill_loss"
-    check_choice(fn, "divergence", divergence, DIVERGENCES)
-    if divergence != "forward_kl":
-        raise NotImplementedError(f"tamis.{fn}: divergence: {divergence} is not yet implemented; forward_kl is")
-    check_choice(fn, "reduction", reduction, REDUCTIONS)
-    classes = _check_models(
-        fn,
-        student_logits,
-        teacher_logits,
-        vocab_size,
-        student_softcap,
-        teacher_softcap,
-        student_logit_scale,
-        teacher_logit_scale,
+    beta, label_smoothing, ignore_index = check_options(
+        divergence, beta, label_smoothing, ignore_index, reduction, overwrite_logits, return_stats, impl
     )
-    check_number(fn, "beta", beta, "0 to 1", 0 <= beta <= 1)
-    check_number(fn, "label_smoothing", label_smoothing, "0 to 1", 0 <= label_smoothing <= 1)
-    temperature = _per_row(fn, "temperature", temperature, student_logits, "above 0", lambda t: t > 0)
-    needs_target = target is None and not isinstance(alpha, Tensor) and isinstance(alpha, (int, float)) and alpha < 1
-    if needs_target:
-        fail(fn, "target", f"a target for alpha={alpha}", None)
-    mix = _per_row(fn, "alpha", alpha, student_logits, "0 to 1", lambda a: (a >= 0) & (a <= 1))
-    if target is None and isinstance(alpha, Tensor) and reads_values(alpha) and bool((alpha < 1).any()):
-        fail(fn, "target", "a target for alpha below 1", None)
+    transforms = check_transforms(
+        fn, vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale
+    )
+    classes = _check_models(fn, student_logits, teacher_logits, vocab_size)
+    tau = _per_row(fn, "temperature", temperature, student_logits)
+    mix = _per_row(fn, "alpha", alpha, student_logits)
     if target is not None:
         target = _check_target(fn, target, student_logits, classes, ignore_index)
+    elif not isinstance(alpha, Tensor):
+        if alpha < 1:
+            fail(fn, "target", f"a target for alpha={alpha}", None)
+    elif reads_values(alpha) and bool((alpha < 1).any()):
+        fail(fn, "target", "a target for alpha below 1", None)
     if row_weight is not None:
-        check_like(
-            fn,
-            "row_weight",
-            check_tensor(fn, "row_weight", row_weight),
-            student_logits.shape[:-1],
-            student_logits.device,
-        )
+        _check_weight(fn, row_weight, student_logits)
     items = _items(fn, num_items_in_batch, reduction, student_logits)
     choice = choose(fn, impl, student_logits)
     arguments = (
-        student_logits, teacher_logits, target, temperature, mix, divergence, float(beta), float(label_smoothing),
-        ignore_index, reduction, row_weight, items, vocab_size, student_softcap, teacher_softcap,
-        float(student_logit_scale), float(teacher_logit_scale), False, return_stats,
+        student_logits, teacher_logits, target, tau, mix, divergence, beta, label_smoothing,
+        ignore_index, reduction, row_weight, items, *transforms, False, return_stats,
     )  # fmt: skip
     if overwrite_logits and student_logits.requires_grad:
+        if student_logits.is_neg():
+            fail(fn, "overwrite_logits", "student_logits without a pending negation", "one (resolve_neg)")
         base = None if torch.compiler.is_compiling() else student_logits._base
         if student_logits.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
             fail(fn, "overwrite_logits", "student_logits that are not a leaf", "a leaf, or a view of one")
@@ -175,8 +167,10 @@ def deviation_stats(
     Source: 2301.12923 section 1 (the deviation plot).
     """
     fn = "deviation_stats"
-    options = (vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale)
-    _check_models(fn, student_logits, teacher_logits, *options)
+    options = check_transforms(
+        fn, vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale
+    )
+    _check_models(fn, student_logits, teacher_logits, vocab_size)
     choice = choose(fn, impl, student_logits)
     run: Callable[..., Any] = torch.ops.tamis.deviation_stats.default
     if choice.backend == "reference":
@@ -186,16 +180,108 @@ def deviation_stats(
     return DeviationStats(*run(student_logits.detach(), teacher_logits.detach(), *options))
 
 
-def _check_models(
+class _Transforms(NamedTuple):
+    vocab_size: int | None
+    student_softcap: float | None
+    teacher_softcap: float | None
+    student_logit_scale: float
+    teacher_logit_scale: float
+
+
+def check_transforms(
     fn: str,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
     vocab_size: int | None,
     student_softcap: float | None,
     teacher_softcap: float | None,
     student_logit_scale: float,
     teacher_logit_scale: float,
-) -> int:
+) -> _Transforms:
+    """What can be said of them before any logits are seen."""
+    if vocab_size is not None:
+        if isinstance(vocab_size, bool) or not isinstance(vocab_size, (int, torch.SymInt)):
+            fail(fn, "vocab_size", "an integer", type(vocab_size).__name__, TypeError)
+        if vocab_size < 1:
+            fail(fn, "vocab_size", "at least 1", vocab_size)
+
+    def cap(name: str, value: float | None) -> float | None:
+        return (
+            None if value is None else check_number(fn, name, value, "a finite number above 0", lambda c: 0 < c < INF)
+        )
+
+    def scale(name: str, value: float) -> float:
+        return check_number(fn, name, value, "a finite number", lambda x: abs(x) < INF)
+
+    return _Transforms(
+        vocab_size,
+        cap("student_softcap", student_softcap),
+        cap("teacher_softcap", teacher_softcap),
+        scale("student_logit_scale", student_logit_scale),
+        scale("teacher_logit_scale", teacher_logit_scale),
+    )
+
+
+def check_options(
+    divergence: str,
+    beta: float,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: str,
+    overwrite_logits: bool,
+    return_stats: bool,
+    impl: str,
+) -> tuple[float, float, int]:
+    """beta, label_smoothing, ignore_index."""
+    fn = "distill_loss"
+    check_choice(fn, "divergence", divergence, DIVERGENCES)
+    if divergence != "forward_kl":
+        raise NotImplementedError(f"tamis.{fn}: divergence: {divergence} is not yet implemented; forward_kl is")
+    check_choice(fn, "reduction", reduction, REDUCTIONS)
+    check_bool(fn, "overwrite_logits", overwrite_logits)
+    check_bool(fn, "return_stats", return_stats)
+    check_choice(fn, "impl", impl, IMPLEMENTATIONS)
+    return (
+        check_number(fn, "beta", beta, "0 to 1", lambda x: 0 <= x <= 1),
+        check_number(fn, "label_smoothing", label_smoothing, "0 to 1", lambda x: 0 <= x <= 1),
+        check_integer(fn, "ignore_index", ignore_index),
+    )
+
+
+# A number or a tensor. float32 holds such a temperature and its inverse.
+_PER_ROW: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "temperature": ("a finite number above 0", lambda t: (t > 1e-37) & (t < 1e37)),
+    "alpha": ("0 to 1", lambda a: (a >= 0) & (a <= 1)),
+}
+
+
+def check_per_row(fn: str, name: str, value: float | Tensor) -> None:
+    expected, valid = _PER_ROW[name]
+    if not isinstance(value, Tensor):
+        check_number(fn, name, value, expected, valid)
+        return
+    _check_constant(fn, name, value)
+    if reads_values(value) and not bool(valid(value).all()):
+        fail(fn, name, expected, value[~valid(value)][0].item() if value.dim() else value.item())
+
+
+def _check_constant(fn: str, name: str, value: Tensor) -> None:
+    """Real, and nobody waits for a gradient: one of None would pass for zero."""
+    if value.dtype.is_complex:
+        fail(fn, name, "a real dtype", value.dtype, TypeError)
+    if value.requires_grad and torch.is_grad_enabled():
+        fail(fn, name, "a constant: only student_logits has a gradient", "requires_grad=True")
+
+
+def _per_row(fn: str, name: str, value: float | Tensor, logits: Tensor) -> Tensor:
+    """A number for all rows or one each, as a tensor beside the logits: 0-d or [*]."""
+    check_per_row(fn, name, value)
+    if not isinstance(value, Tensor):
+        return torch.tensor(float(value), dtype=real_dtype(logits), device=logits.device)
+    if value.dim():
+        check_like(fn, name, value, logits.shape[:-1], logits.device)
+    return value.to(logits.device)
+
+
+def _check_models(fn: str, student_logits: Tensor, teacher_logits: Tensor, vocab_size: int | None) -> int:
     """The number of classes that count."""
     check_logits(fn, "student_logits", student_logits)
     check_logits(fn, "teacher_logits", teacher_logits)
@@ -209,40 +295,17 @@ def _check_models(
     if vocab_size is None:
         if width != other:
             fail(fn, "vocab_size", f"the classes to read of {width} and {other}", None)
-        vocab_size = width
-    elif isinstance(vocab_size, bool) or not isinstance(vocab_size, (int, torch.SymInt)):
-        fail(fn, "vocab_size", "an integer", type(vocab_size).__name__, TypeError)
-    elif not 0 < vocab_size <= min(width, other):
+        return width
+    if vocab_size > min(width, other):
         fail(fn, "vocab_size", f"1 to {min(width, other)}", vocab_size)
-    for name, cap in (("student_softcap", student_softcap), ("teacher_softcap", teacher_softcap)):
-        if cap is not None:
-            check_number(fn, name, cap, "a finite number above 0", 0 < cap < float("inf"))
-    for name, scale in (("student_logit_scale", student_logit_scale), ("teacher_logit_scale", teacher_logit_scale)):
-        check_number(fn, name, scale, "a finite number", abs(scale) < float("inf"))
     return vocab_size
-
-
-def _per_row(
-    fn: str, name: str, value: float | Tensor, logits: Tensor, expected: str, valid: Callable[[Any], Any]
-) -> Tensor:
-    """A number for all rows or one each, as a tensor beside the logits: 0-d or [*]."""
-    if not isinstance(value, Tensor):
-        check_number(fn, name, value, expected, isinstance(value, (int, float)) and bool(valid(value)))
-        return torch.tensor(value, dtype=real_dtype(logits), device=logits.device)
-    if value.dtype.is_complex or value.dtype == torch.bool:
-        fail(fn, name, "a real dtype", value.dtype, TypeError)
-    if value.dim():
-        check_like(fn, name, value, logits.shape[:-1], logits.device)
-    if reads_values(value) and not bool(valid(value).all()):
-        fail(fn, name, expected, value[~valid(value)][0].item() if value.dim() else value.item())
-    return value.detach().to(logits.device)
 
 
 def _check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_index: int) -> Tensor:
     """int64."""
     check_tensor(fn, "target", target)
-    if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
-        fail(fn, "target", "integers", target.dtype, TypeError)
+    if target.dtype not in INTEGERS:
+        fail(fn, "target", "integers, signed or uint8", target.dtype, TypeError)
     check_like(fn, "target", target, logits.shape[:-1], logits.device)
     if reads_values(target) and target.numel():
         low, high = torch.aminmax(target)
@@ -253,19 +316,28 @@ def _check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_
     return target.long()
 
 
+def _check_weight(fn: str, weight: Tensor, logits: Tensor) -> None:
+    _check_constant(fn, "row_weight", check_tensor(fn, "row_weight", weight))
+    check_like(fn, "row_weight", weight, logits.shape[:-1], logits.device)
+    if reads_values(weight) and bool((weight < 0).any()):
+        fail(fn, "row_weight", "at least 0", weight.min().item())
+
+
 def _items(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor) -> Tensor | None:
     if items is None:
         return None
     if reduction != "mean":
         fail(fn, "num_items_in_batch", "reduction mean beside it", reduction)
+    expected = "a finite number above 0"
     if not isinstance(items, Tensor):
-        check_number(fn, "num_items_in_batch", items, "above 0", items > 0)
-        return torch.tensor(items, dtype=torch.float64, device=logits.device)
+        number = check_number(fn, "num_items_in_batch", items, expected, lambda n: 0 < n < INF)
+        return torch.tensor(number, dtype=torch.float64, device=logits.device)
+    _check_constant(fn, "num_items_in_batch", items)
     if items.numel() != 1:
         fail(fn, "num_items_in_batch", "one number", list(items.shape))
-    if reads_values(items) and not items > 0:
-        fail(fn, "num_items_in_batch", "above 0", items.item())
-    return items.detach().to(logits.device).reshape(())
+    if reads_values(items) and not 0 < items.item() < INF:
+        fail(fn, "num_items_in_batch", expected, items.item())
+    return items.to(logits.device).reshape(())
 
 
 def _implementation(choice: Choice, logits: Tensor, overwrite: bool) -> Callable[..., Any]:

@@ -46,7 +46,7 @@ def row_losses(
     kept = weight != 0
     if target is not None:
         kept = kept & (target != ignore_index)
-    valid = (tau > 0) & (alpha == alpha)
+    valid = (tau > 0) & (tau < INF) & (alpha >= 0) & (alpha <= 1) & (weight >= 0)
     inside = None if target is None else (target >= 0) & (target < classes)
     valid = valid & (alpha == 1 if inside is None else inside)
     rows, sane = kept.unsqueeze(-1), torch.where(valid, 1.0, float("nan")).to(s.dtype)
@@ -58,10 +58,8 @@ def row_losses(
     wide = tau.unsqueeze(-1) if tau.dim() else tau
     log_p, log_q = torch.log_softmax(s / wide, -1), torch.log_softmax(t / wide, -1)
     q = log_q.exp()
-    here = q > 0  # a class without probability adds nothing, also where it is -inf in both models
-    kl = torch.where(
-        here, q * (torch.where(here, log_q, 0) - torch.where(here, log_p, 0)), torch.where(q == 0, 0, q)
-    ).sum(-1)
+    here = q != 0  # a class without probability adds nothing, also where it is -inf in both models
+    kl = (q * (torch.where(here, log_q, 0) - torch.where(here, log_p, 0))).sum(-1)
     loss = torch.where(alpha == 0, 0, alpha * tau**2 * torch.where(alpha == 0, 0, kl))
     if target is not None and inside is not None:
         index = torch.where(inside & kept, target, 0).unsqueeze(-1)
@@ -175,6 +173,7 @@ def deviation_stats(
         log_p = torch.log_softmax(x, -1)
         p = log_p.exp()
         entropy = -torch.where(p == 0, 0, p * log_p).sum(-1)
-        out.append([x.logsumexp(-1), entropy, p.amax(-1), log_odds(x, argmax[0])])
+        row = [x.logsumexp(-1), entropy, p.amax(-1), log_odds(x, argmax[0])]
+        out.append([torch.where(x.amax(-1) < INF, value, float("nan")) for value in row])
     (lse_t, h_t, p_t, odds_t), (lse_s, h_s, p_s, odds_s) = out
     return [lse_t, lse_s, h_t, h_s, p_t, p_s, *argmax, odds_t, odds_s, argmax[0] == argmax[1]]

@@ -1,0 +1,15 @@
+"""Options that name files: wrong ones are refused before the work, not after it."""
+
+import os
+from pathlib import Path
+
+import typer
+
+
+def writable(path: Path | None) -> Path | None:
+    """The callback of an option whose file will be written."""
+    if path is not None:
+        place = path if path.exists() else path.parent
+        if path.is_dir() or not place.exists() or not os.access(place, os.W_OK):
+            raise typer.BadParameter(f"expected a file that can be written, got {path}")
+    return path
