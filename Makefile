@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 # One cmake for both builds: where another comes first on the path, the second would compile everything again.
 BUILDING := TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cmake PATH="$(CURDIR)/$(BIN):$$PATH"
 export TAMIS_TESTING ?= ON
-unexport PYTHONDONTWRITEBYTECODE  # without compiled Python `import torch` takes seconds
+# Python is compiled where it is first imported: pip would compile all of torch, and without it every import takes seconds.
+PIP := python -m pip install -q --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint bench aot docs wheel-test clean build
 demo: build
@@ -37,16 +39,15 @@ wheel-test: $(VENV)/installed
 	TAMIS_TESTING=OFF $(BIN)/python -m build --sdist --no-isolation --outdir build/wheel .
 	TAMIS_TESTING=OFF $(BIN)/python -m pip wheel --no-build-isolation --no-deps -w build/wheel build/wheel/tamis-*.tar.gz
 	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/python -m pip install -q '$(WHEEL_TORCH)'
-	build/wheel/venv/bin/python -m pip install -q build/wheel/tamis-*.whl
+	build/wheel/venv/bin/$(PIP) '$(WHEEL_TORCH)'
+	build/wheel/venv/bin/$(PIP) build/wheel/tamis-*.whl
 	cd build/wheel && venv/bin/python $(CURDIR)/tests/smoke.py && venv/bin/tamis doctor
 
 # Every environment is made once; the libraries are built again where a source changed (ninja decides).
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q '$(TORCH)' 'setuptools>=77' cmake ninja pybind11 simde-py
-	$(BUILDING) $(BIN)/python -m pip install -q --no-build-isolation -e '.[dev]'
+	$(BIN)/$(PIP) '$(TORCH)' 'setuptools>=77' cmake ninja pybind11 simde-py
+	$(BUILDING) $(BIN)/$(PIP) --no-build-isolation -e '.[dev]'
 	touch $@
 
 build: $(VENV)/installed

@@ -75,9 +75,10 @@ def distill_loss(
     """alpha T^2 KL(teacher || student, both at temperature T) + (1 - alpha) CE(student at temperature 1, target).
 
     The gradient is formed in the forward pass, when one is needed, in one read of both logits; only student_logits gets
-    one. Differentiable once; forward mode and, but for impl="reference", torch.func transforms are refused. Hot
-    distributions nearly cancel: float32 leaves an absolute error below 1e-6 T^2 in a row's soft term, less than
-    torch's own; at T = 100 that is some 1e-3 of the loss, and float64 logits are the way out.
+    one, and any other tensor but the teacher's that wants one is refused. Differentiable once; forward mode and, but
+    for impl="reference", torch.func transforms are refused. Hot distributions nearly cancel: float32 leaves an absolute
+    error below 1e-6 T^2 in a row's soft term; at T = 100 that is some 1e-3 of the loss, and float64 logits are the way
+    out.
 
     Args:
         student_logits: [*, classes], float32, bfloat16, float16 or float64; the leading axes are rows. Any strides.
