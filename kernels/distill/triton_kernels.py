@@ -259,6 +259,9 @@ def distill_loss_kernel(
             at_target = _transformed(at_target, student_scale, student_cap, STUDENT_CAP)
         else:
             bad = bad | (soft != 1)
+        tl.device_assert(
+            skipped | (bad == 0), "tamis.distill_loss: a target, temperature, alpha or weight out of range"
+        )
         live = ((skipped | bad) == 0) & (classes > 0)
         length = tl.where(live, classes, 0)
         whole = length // BLOCK * BLOCK

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from tamis.aot import budgets, build, cuda, entries, inventory, missing, violations
+from tamis.aot import budgets, build, cuda, entries, inventory, missing, triton, violations
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
@@ -44,6 +44,12 @@ def test_budget(entry):
     assert violations(kernels, budgets.load()) == []
     loads = [op for op in kernels[0].resources.opcodes if op.startswith("LDG") and op.endswith(("128", "256"))]
     assert loads or entry.variant.kernel in ("divisor_kernel", "row_sum_kernel")  # of numbers, one a row
+
+
+def test_assertions_are_compiled_for_debugging_alone():
+    entry = next(e for e in chosen() if e.variant.kernel == "distill_loss_kernel")
+    assert b"__assertfail" not in triton.compile(entry)[0]
+    assert b"__assertfail" in triton.compile(entry, debug=True)[0]
 
 
 def test_a_budget_is_enforced():

@@ -27,8 +27,8 @@ def version() -> str:
     return str(triton.__version__)
 
 
-def compile(entry: Entry) -> tuple[bytes, int]:
-    """The cubin, and the shared memory a launch gives it.
+def compile(entry: Entry, *, debug: bool = False) -> tuple[bytes, int]:
+    """The cubin, and the shared memory a launch gives it; with the kernel's assertions where `debug`.
 
     Pointers and what is named a stride are multiples of 16, as in a model's logits.
     """
@@ -54,6 +54,6 @@ def compile(entry: Entry) -> tuple[bytes, int]:
         if signature[name].startswith("*") or name.endswith("stride"):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": variant.warps, "enable_fp_fusion": True, "maxnreg": variant.registers}
+    options = {"num_warps": variant.warps, "enable_fp_fusion": True, "maxnreg": variant.registers, "debug": debug}
     built = triton.compile(source, target=GPUTarget("cuda", entry.arch, 32), options=options)
     return bytes(built.asm["cubin"]), int(built.metadata.shared)

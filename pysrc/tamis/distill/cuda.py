@@ -3,6 +3,7 @@
 Nothing here waits for the device. Without one, everything runs on CPU tensors in Triton's interpreter.
 """
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
@@ -175,6 +176,7 @@ def _forward(
                 **_block(student_logits, teacher_logits), HAS_TARGET=labels is not None, HAS_WEIGHT=weight is not None,
                 GRADIENT=gradient is not None, HARD=hard, SMOOTH=labels is not None and label_smoothing > 0,
                 STUDENT_CAP=bool(student_softcap), TEACHER_CAP=bool(teacher_softcap), enable_fp_fusion=True,
+                debug=os.environ.get("TAMIS_DEBUG") == "1",  # compiles its assertion
             )  # fmt: skip
         if reduction == "none":
             return loss, factor, statistics

@@ -107,7 +107,7 @@ def distill_loss(
         gradients.
     Raises:
         TypeError, ValueError: an argument, before any work; values of CPU tensors are checked in eager mode, elsewhere
-            a row with a bad target, temperature, alpha or weight has the loss NaN.
+            a row with a bad target, temperature, alpha or weight has the loss NaN (Triton: TAMIS_DEBUG=1 asserts).
         RuntimeError: overwrite_logits where it cannot be.
         NotImplementedError: a divergence that is to come; a second derivative, when one is asked for.
     Source: 2301.12923 section 1; Hinton et al. 2015 for T^2.
