@@ -231,7 +231,8 @@ class Walk {
       const char* const next_t = teacher + c * source.element + kAhead;
       const R* const s = numbers(student(r) + c, n, f_s_, buffer_s_);
       const R* const t = source.numbers(teacher, c, n, f_t, buffer_t_);
-      Tops<R> tops = c == 0 ? Tops<R>{maximum(s, n), maximum(t, n)} : online.top;
+      const bool masked = online.top.student == -kInf || online.top.teacher == -kInf;  // so far; or the first block
+      Tops<R> tops = masked ? Tops<R>{maximum(s, n), maximum(t, n)} : online.top;
       Sums<R> sums = op_.gradient.data ? block<false, true>(s, t, c, n, tops, inverse_tau, next_s, next_t)
                                        : block<false, false>(s, t, c, n, tops, inverse_tau, next_s, next_t);
       if (!(sums.student < kTrusted && sums.teacher < kTrusted && sums.difference - sums.difference == 0 &&
@@ -263,8 +264,9 @@ class Walk {
       loss += R(row.soft * tau * (z.difference / teacher + tau * log(z.student / teacher)));
     }
     if (row.hard != 0) {
-      R ce = log(hard_sum) + (1 - smoothing) * (o.top.student - target_logit(r, row.target));
-      if (smoothing > 0) ce += smoothing * (o.top.student - mean);
+      const R shift = shift_of(o.top.student);
+      R ce = log(hard_sum) + (1 - smoothing) * (shift - target_logit(r, row.target));
+      if (smoothing > 0) ce += smoothing * (shift - mean);
       loss += row.hard * ce;
     }
     static_cast<R*>(op_.loss)[r] = row.weight * loss;
