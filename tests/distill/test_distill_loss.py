@@ -420,3 +420,15 @@ def test_reference_serves_other_devices():
     got = reference.distill_loss_forward(student, teacher, None, one, one)
     want = torch.ops.tamis._distill_loss_forward(student.detach(), teacher, None, one, one)
     torch.testing.assert_close(got, want)
+
+
+class TestMasked:
+    @pytest.mark.parametrize("low", [0.0, -200.0])
+    def test_first_classes(self, isa, low):
+        s, t = (torch.randn(2, 1200, generator=torch.Generator().manual_seed(i)) + low for i in range(2))
+        s[:, :512], t[:, :512] = -INF, -INF
+        target, options = torch.tensor([600, 1199]), {"alpha": 0.5, "temperature": 0.5}
+        got, gradient = loss_and_gradient(s, t, target, **options)
+        want, want_gradient = loss_and_gradient(s.double(), t.double(), target, impl="reference", **options)
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
+        torch.testing.assert_close(gradient.double(), want_gradient, rtol=1e-4, atol=1e-7)
