@@ -163,8 +163,14 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
     STD_TORCH_CHECK(student.data_ptr() == student_logits.data_ptr(), what,
                     ": overwrite_logits: expected logits that two strides walk, classes side by side");
     const Matrix m = *walk(student);
-    STD_TORCH_CHECK(rows < 2 || (m.stride >= width && (rows <= m.group || m.group_stride >= width)), what,
-                    ": overwrite_logits: expected rows that do not overlap");
+    const int64_t groups = rows ? (rows - 1) / m.group + 1 : 0;
+    const auto apart = [&](int64_t inner, int64_t count, int64_t outer) {  // `count` rows, then the next lot
+      return inner >= width && outer >= (count - 1) * inner + width;
+    };
+    STD_TORCH_CHECK(
+        rows < 2 || (groups < 2 ? m.stride >= width
+                                : apart(m.stride, m.group, m.group_stride) || apart(m.group_stride, groups, m.stride)),
+        what, ": overwrite_logits: expected rows that do not overlap");
     const auto mine = extent(student, width), other = extent(teacher, classes);
     STD_TORCH_CHECK(mine.second <= other.first || other.second <= mine.first, what,
                     ": overwrite_logits: expected teacher_logits in memory apart from student_logits");

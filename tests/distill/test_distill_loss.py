@@ -324,6 +324,23 @@ class TestOverwriteLogits:
         distill_loss(student * 1, teacher, overwrite_logits=True, **kwargs).backward()
         assert torch.equal(student.grad, want)
 
+    def test_overlapping_groups_are_refused_and_transposed_ones_are_not(self):
+        teacher = pair(6, 4, seed=1)[1].view(2, 3, 4)
+        overlapping = (torch.randn(16, requires_grad=True) * 1).as_strided((2, 3, 4), (4, 4, 1))
+        with pytest.raises(RuntimeError, match="rows that do not overlap"):
+            distill_loss(overlapping, teacher, overwrite_logits=True)
+        leaf = torch.randn(3, 2, 4, requires_grad=True)
+        distill_loss((leaf * 1).transpose(0, 1), teacher, overwrite_logits=True).backward()
+        torch.testing.assert_close(leaf.grad.transpose(0, 1), loss_and_gradient(leaf.transpose(0, 1), teacher)[1])
+
+    def test_under_compile_the_gradient_is_a_new_tensor(self):
+        student, teacher = pair(3, 5)
+        compiled = torch.compile(
+            lambda s: distill_loss(s * 1, teacher, overwrite_logits=True), fullgraph=True, backend="aot_eager"
+        )
+        compiled(student).backward()
+        torch.testing.assert_close(student.grad, loss_and_gradient(student, teacher)[1])
+
     def test_overlapping_rows_are_refused(self):
         student = torch.randn(1, 50, requires_grad=True)
         with pytest.raises(RuntimeError, match="rows that do not overlap"):

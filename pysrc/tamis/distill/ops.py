@@ -90,7 +90,7 @@ def distill_loss(
         beta: of jsd.
         label_smoothing: in [0, 1], of the cross-entropy, as torch's.
         reduction: "mean" divides by the weight of the rows kept, or by num_items_in_batch; "sum"; "none": [*].
-        row_weight: [*], at least 0; a bool mask will do. A row of weight 0 does not count, whatever it holds.
+        row_weight: [*], finite, at least 0; a bool mask will do. A row of weight 0 does not count, whatever it holds.
         num_items_in_batch: a number or 0-d tensor, for gradient accumulation ("mean" only).
         vocab_size: classes to read of both; needed where they differ. Padding never counts, its gradient is 0.
         student_softcap, teacher_softcap: > 0; logits become cap * tanh(logits / cap), after the scale.
@@ -259,13 +259,12 @@ def check_per_row(fn: str, name: str, value: float | Tensor) -> None:
     if not isinstance(value, Tensor):
         check_number(fn, name, value, expected, valid)
         return
-    _check_constant(fn, name, value)
+    _check_real(fn, name, value)
     if reads_values(value) and not bool(valid(value).all()):
         fail(fn, name, expected, value[~valid(value)][0].item() if value.dim() else value.item())
 
 
-def _check_constant(fn: str, name: str, value: Tensor) -> None:
-    """Of a real dtype; its gradient, if it wants one, is none."""
+def _check_real(fn: str, name: str, value: Tensor) -> None:
     if value.dtype.is_complex:
         fail(fn, name, "a real dtype", value.dtype, TypeError)
 
@@ -277,7 +276,7 @@ def _per_row(fn: str, name: str, value: float | Tensor, logits: Tensor) -> Tenso
         return torch.tensor(float(value), dtype=real_dtype(logits), device=logits.device)
     if value.dim():
         check_like(fn, name, value, logits.shape[:-1], logits.device)
-    return value.to(logits.device)
+    return value.detach().to(logits.device)
 
 
 def _check_models(fn: str, student_logits: Tensor, teacher_logits: Tensor, vocab_size: int | None) -> int:
@@ -306,20 +305,23 @@ def _check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_
     if target.dtype not in INTEGERS:
         fail(fn, "target", "integers, signed or uint8", target.dtype, TypeError)
     check_like(fn, "target", target, logits.shape[:-1], logits.device)
+    target = target.long()  # before anything is compared with it: narrow integers would wrap
     if reads_values(target) and target.numel():
         low, high = torch.aminmax(target)
         if int(low) < 0 or int(high) >= classes:
             outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
             if bool(outside.any()):
                 fail(fn, "target", f"0 to {classes - 1}, or {ignore_index}", target[outside][0].item())
-    return target.long()
+    return target
 
 
 def _check_weight(fn: str, weight: Tensor, logits: Tensor) -> None:
-    _check_constant(fn, "row_weight", check_tensor(fn, "row_weight", weight))
+    _check_real(fn, "row_weight", check_tensor(fn, "row_weight", weight))
     check_like(fn, "row_weight", weight, logits.shape[:-1], logits.device)
-    if reads_values(weight) and bool((weight < 0).any()):
-        fail(fn, "row_weight", "at least 0", weight.min().item())
+    if reads_values(weight):
+        valid = (weight >= 0) & (weight < INF)
+        if not bool(valid.all()):
+            fail(fn, "row_weight", "finite numbers, at least 0", weight[~valid][0].item())
 
 
 def _items(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor) -> Tensor | None:
@@ -331,12 +333,12 @@ def _items(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor) 
     if not isinstance(items, Tensor):
         number = check_number(fn, "num_items_in_batch", items, expected, lambda n: 0 < n < INF)
         return torch.tensor(number, dtype=torch.float64, device=logits.device)
-    _check_constant(fn, "num_items_in_batch", items)
+    _check_real(fn, "num_items_in_batch", items)
     if items.numel() != 1:
         fail(fn, "num_items_in_batch", "one number", list(items.shape))
     if reads_values(items) and not 0 < items.item() < INF:
         fail(fn, "num_items_in_batch", expected, items.item())
-    return items.to(logits.device).reshape(())
+    return items.detach().to(logits.device).reshape(())
 
 
 def _implementation(choice: Choice, logits: Tensor, overwrite: bool) -> Callable[..., Any]:
