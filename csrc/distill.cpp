@@ -150,9 +150,11 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
     }
     if (op.kept_weight == 0 && divisor == 0) divisor = 1;  // nothing kept: 0, not 0 / 0
   }
-  // A half-precision gradient divided by the number of rows would underflow before a gradient scaler multiplies it.
+  // A half-precision gradient divided by the number of rows would underflow before a gradient scaler multiplies it, and
+  // weights far from 1 would do as much: there only weights relative to their mean go into it.
   const bool fold = student.scalar_type() != ScalarType::Half;
-  op.gradient_scale = fold ? 1 / divisor : 1;
+  const double mean = op.kept_weight / op.kept_rows, level = mean > 0 && mean * 0 == 0 ? mean : 1;
+  op.gradient_scale = fold ? 1 / divisor : 1 / level;
 
   Tensors out;
   std::optional<Tensor> gradient;
@@ -200,7 +202,7 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
   if constexpr (kGradient == Gradient::fresh) out.push_back(*gradient);
   if constexpr (kGradient != Gradient::none) {
     Tensor factor = torch::stable::new_empty(student, {}, real);
-    torch::stable::fill_(factor, fold ? 1 : 1 / divisor);
+    torch::stable::fill_(factor, fold ? 1 : level / divisor);
     out.push_back(factor);
   }
   if (stats) out.insert(out.end(), stats->out.begin(), stats->out.end());

@@ -25,6 +25,7 @@ struct DistillLoss {
   // By the plan kernel:
   bool hard;           // some row needs the student's softmax at temperature 1 beside that at its own
   double kept_weight;  // the sum over the rows that count
+  int64_t kept_rows;   // how many they are
 };
 
 struct DeviationStats {

@@ -340,11 +340,12 @@ void distill_loss(const DistillLoss& op, int64_t begin, int64_t end, void* scrat
 template <class R>
 void plan(DistillLoss& op, int64_t rows) {
   op.hard = false;
-  op.kept_weight = 0;
+  op.kept_weight = op.kept_rows = 0;
   for (int64_t r = 0; r < rows; ++r) {
     const Row<R> row = row_at<R>(op, r);
     if (row.state == Row<R>::kSkipped) continue;
     op.kept_weight += row.weight;
+    ++op.kept_rows;
     op.hard |= row.hard != 0 && row.tau != 1;
   }
 }

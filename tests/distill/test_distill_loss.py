@@ -156,6 +156,15 @@ def test_half_precision_gradients_survive_the_division(isa):
     torch.testing.assert_close(gradient.double(), truth, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("weight", [1e-7, 1e-4, 1e6])
+def test_half_precision_gradients_survive_their_weights(isa, weight):
+    student, teacher = pair(4, 50, torch.float16)
+    weights = torch.tensor([1.0, 2.0, 0.0, 1.0])
+    _, want = loss_and_gradient(student, teacher, row_weight=weights)
+    _, got = loss_and_gradient(student, teacher, row_weight=weights * weight)
+    torch.testing.assert_close(got, want, rtol=2e-3, atol=1e-7)
+
+
 def test_masked_classes(isa):
     student, teacher = pair(3, 700)
     mask = torch.arange(700) % 3 == 1

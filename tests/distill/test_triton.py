@@ -220,6 +220,10 @@ def test_half_precision_keeps_its_reduction_for_the_backward():
     student, teacher = logits(4, 40, dtype=torch.float16), logits(4, 40, seed=1, dtype=torch.float16)
     _, gradient, factor = cuda.distill_loss_forward(student, teacher, *arguments(torch.float32, {}))
     assert factor == 0.25
+    weighted = cuda.distill_loss_forward(
+        student, teacher, *arguments(torch.float32, {"row_weight": torch.full((4,), 1e-7)})
+    )
+    torch.testing.assert_close(weighted[1:], [gradient, factor])
     assert torch.equal(cuda.scale_rows(gradient, torch.tensor(2.0), factor), gradient / 2)
     rows = torch.arange(4.0)
     cuda.scale_rows_(gradient, rows, torch.tensor(1.0))

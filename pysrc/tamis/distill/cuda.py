@@ -160,11 +160,16 @@ def _forward(
     weight = None if row_weight is None else _on(x, row_weight, real)
     items = None if num_items_in_batch is None else _on(x, num_items_in_batch, torch.float64)
     divisor = _divisor(x, rows, labels, weight, items, ignore_index, reduction)
-    # A half-precision gradient divided by the number of rows would underflow before a gradient scaler multiplies it.
+    # A half-precision gradient divided by the number of rows would underflow before a gradient scaler multiplies it,
+    # and weights far from 1 would do as much: there only weights relative to their mean go into it.
     fold = x.dtype != torch.float16
-    folded = divisor[1] if fold else x.new_ones((), dtype=torch.float64)
+    level = x.new_ones((), dtype=torch.float64)
+    if weight is not None and not fold:
+        mean = weight.double().mean()
+        level = torch.where((mean > 0) & (mean < float("inf")), mean, level)
+    folded = divisor[1] if fold else 1 / level
     loss = x.new_empty(student_logits.shape[:-1], dtype=real)
-    factor = x.new_ones((), dtype=real) if fold else divisor[1].to(real)
+    factor = x.new_ones((), dtype=real) if fold else (level * divisor[1]).to(real)
     with _device_of(x):
         if rows:
             distill_loss_kernel[_grid(x, rows)](
