@@ -15,7 +15,7 @@ demo: build
 	$(BIN)/tamis demo
 
 test: build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -56,9 +56,15 @@ inline Tensor advise_huge_pages(Tensor t) {
   return t;
 }
 
+inline std::vector<int64_t> shape(const Tensor& t) {
+  std::vector<int64_t> sizes(t.dim());
+  for (int64_t i = 0; i < t.dim(); ++i) sizes[i] = t.size(i);
+  return sizes;
+}
+
 inline std::vector<int64_t> leading(const Tensor& t) {
-  std::vector<int64_t> sizes(t.dim() - 1);
-  for (int64_t i = 0; i + 1 < t.dim(); ++i) sizes[i] = t.size(i);
+  std::vector<int64_t> sizes = shape(t);
+  sizes.pop_back();
   return sizes;
 }
 
@@ -107,12 +113,18 @@ inline Tensor logits(const char* what, const Tensor& t) {
   return walk(t) ? t : torch::stable::contiguous(t);
 }
 
-// A number for all rows, or one each; as `real`.
-inline Tensor scalars(const char* what, const Tensor& t, ScalarType real, int64_t rows, bool one_allowed) {
+enum class Count { one, each, either };
+
+// A number for all rows, or one each in the shape of the leading axes; as `real`.
+inline Tensor scalars(const char* what, const Tensor& t, ScalarType real, const std::vector<int64_t>& rows,
+                      Count count) {
   STD_TORCH_CHECK(t.is_cpu(), what, ": expected a CPU tensor");
-  STD_TORCH_CHECK((one_allowed && t.dim() == 0) || t.numel() == rows, what, ": expected ",
-                  one_allowed ? "a number or one per row" : "one number per row", ", got ", t.numel(), " for ", rows,
-                  " rows");
+  const bool one = t.dim() == 0 && count != Count::each, each = shape(t) == rows && count != Count::one;
+  STD_TORCH_CHECK(one || each, what, ": expected ",
+                  count == Count::one    ? "a number"
+                  : count == Count::each ? "one number per row"
+                                         : "a number or one per row",
+                  " in the shape of the leading axes, got ", t.numel(), " numbers of rank ", t.dim());
   return torch::stable::contiguous(t.scalar_type() == real ? t : torch::stable::to(t, real));
 }
 

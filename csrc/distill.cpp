@@ -108,6 +108,8 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
   STD_TORCH_CHECK(divergence == "forward_kl", what, ": divergence: expected forward_kl, got ", divergence);
   STD_TORCH_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none", what,
                   ": reduction: expected mean, sum or none, got ", reduction);
+  STD_TORCH_CHECK(0 <= label_smoothing && label_smoothing <= 1, what, ": label_smoothing: expected 0 to 1, got ",
+                  label_smoothing);
   STD_TORCH_CHECK(!overwrite_logits || kGradient == Gradient::over_logits, what,
                   ": overwrite_logits: the raw op changes no argument; tamis.distill.distill_loss does");
   const Tensor student = logits("tamis.distill_loss: student_logits", student_logits);
@@ -120,12 +122,17 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
   const ScalarType real = real_type(student);
   const bool wide = real == ScalarType::Double;
 
-  const Tensor tau = scalars("tamis.distill_loss: temperature", temperature, real, rows, true);
-  const Tensor mix = scalars("tamis.distill_loss: alpha", alpha, real, rows, true);
+  const std::vector<int64_t> axes = leading(student);
+  const Tensor tau = scalars("tamis.distill_loss: temperature", temperature, real, axes, Count::either);
+  const Tensor mix = scalars("tamis.distill_loss: alpha", alpha, real, axes, Count::either);
   std::optional<Tensor> labels, weights;
-  if (target) labels = scalars("tamis.distill_loss: target", *target, ScalarType::Long, rows, false);
-  if (row_weight) weights = scalars("tamis.distill_loss: row_weight", *row_weight, real, rows, false);
-  Tensor loss = torch::stable::new_empty(student, leading(student), real);
+  if (target) {
+    STD_TORCH_CHECK(target->scalar_type() == ScalarType::Long, what, ": target: expected int64, got ",
+                    torch::headeronly::toString(target->scalar_type()));
+    labels = scalars("tamis.distill_loss: target", *target, ScalarType::Long, axes, Count::each);
+  }
+  if (row_weight) weights = scalars("tamis.distill_loss: row_weight", *row_weight, real, axes, Count::each);
+  Tensor loss = torch::stable::new_empty(student, axes, real);
 
   DistillLoss op{};
   op.student = first_classes(student, classes), op.teacher = first_classes(teacher, classes);
@@ -143,9 +150,8 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
   if (reduction == "mean") {
     divisor = op.kept_weight;
     if (num_items_in_batch) {
-      STD_TORCH_CHECK(num_items_in_batch->numel() == 1, what, ": num_items_in_batch: expected one number");
       const Tensor items =
-          scalars("tamis.distill_loss: num_items_in_batch", *num_items_in_batch, ScalarType::Double, 1, true);
+          scalars("tamis.distill_loss: num_items_in_batch", *num_items_in_batch, ScalarType::Double, {}, Count::one);
       divisor = *static_cast<const double*>(items.const_data_ptr());
     }
     if (op.kept_weight == 0 && divisor == 0) divisor = 1;  // nothing kept: 0, not 0 / 0
@@ -213,8 +219,8 @@ void scale(const Tensor& gradient, const Tensor& grad, const Tensor& factor, Ten
   const char* const what = "tamis._scale_rows: gradient";
   const int64_t rows = rows_of(gradient), classes = gradient.size(gradient.dim() - 1);
   const ScalarType real = real_type(gradient);
-  const Tensor g = scalars("tamis._scale_rows: grad", grad, real, rows, true);
-  const Tensor f = scalars("tamis._scale_rows: factor", factor, ScalarType::Double, 1, true);
+  const Tensor g = scalars("tamis._scale_rows: grad", grad, real, leading(gradient), Count::either);
+  const Tensor f = scalars("tamis._scale_rows: factor", factor, ScalarType::Double, {}, Count::one);
   const double times = *static_cast<const double*>(f.const_data_ptr());
   const auto kernel = kernels().distill.scale_rows[dtype_of(what, gradient)];
   const Matrix from = *walk(gradient), to = *walk(out);

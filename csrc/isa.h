@@ -18,7 +18,7 @@ inline bool has_v4x() {
          __builtin_cpu_supports("avx512bf16");
 }
 // TAMIS_EACH_ISA(X) calls X(name, runs); X pastes the name into a namespace.
-#ifdef TAMIS_TESTING
+#ifdef TAMIS_WIDE
 #define TAMIS_EACH_ISA(X) X(v4x, has_v4x()) X(v4, has_v4()) X(v3, has_v3()) X(v2, has_v2()) X(wide, has_v3())
 #else
 #define TAMIS_EACH_ISA(X) X(v4x, has_v4x()) X(v4, has_v4()) X(v3, has_v3()) X(v2, has_v2())

@@ -6,11 +6,7 @@
 
 namespace tamis::TAMIS_ISA {
 
-extern const LossKernel loss_kernels[kDtypes][kDtypes];
 extern const StatsKernel stats_kernels[kDtypes][kDtypes];
-extern const PlanKernel plan_kernels[2];
-extern const ReduceKernel reduce_kernels[2];
-extern const ScaleKernel scale_kernels[kDtypes];
 
 namespace {
 
@@ -22,7 +18,6 @@ template <class R>
 struct Transform {  // LogitTransform, for vectors
   R scale, cap, inverse_cap;
   Vector<R> operator()(Vector<R> x) const { return cap > 0 ? cap * tanh(x * scale * inverse_cap) : x * scale; }
-  R operator()(R x) const { return operator()(Vector<R>{} + x)[0]; }
   // dy/dx, from y
   Vector<R> slope(Vector<R> y) const {
     return cap > 0 ? scale * (1 - y * inverse_cap * (y * inverse_cap)) : Vector<R>{} + scale;

@@ -1,4 +1,4 @@
-// The distill family's kernels: one table per ISA, filled by cpu.cpp, chosen by csrc/dispatch.cpp.
+// The distill family's kernels: one table per ISA, filled by cpu_loss.cpp, chosen by csrc/dispatch.cpp.
 // Real below: float, or double where the logits are double.
 #pragma once
 #include "../common/matrix.h"

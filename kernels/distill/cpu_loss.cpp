@@ -382,8 +382,6 @@ void scale_rows(Matrix gradient, const void* grad, int64_t grad_step, double fac
   if (past_caches) stream_fence();
 }
 
-}  // namespace
-
 const LossKernel loss_kernels[kDtypes][kDtypes] = {
     {distill_loss<float, float>, nullptr, distill_loss<float, _Float16>, distill_loss<float, BFloat16>},
     {nullptr, distill_loss<double, double>, nullptr, nullptr},
@@ -394,5 +392,10 @@ const PlanKernel plan_kernels[2] = {plan<float>, plan<double>};
 const ReduceKernel reduce_kernels[2] = {reduce<float>, reduce<double>};
 const ScaleKernel scale_kernels[kDtypes] = {scale_rows<float>, scale_rows<double>, scale_rows<_Float16>,
                                             scale_rows<BFloat16>};
+
+}  // namespace
+
+const DistillKernels distill = {loss_kernels, stats_kernels,  scratch_bytes,
+                                plan_kernels, reduce_kernels, scale_kernels};
 
 }  // namespace tamis::TAMIS_ISA

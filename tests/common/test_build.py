@@ -9,7 +9,7 @@ import tamis
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(tamis.__file__).parent
-LANES = {"v2": 4, "v3": 8, "v4": 16}
+LANES = {"v2": 4, "v4": 16}
 # What a shipped library may take from outside: torch's C shims, the C and C++ runtimes, and the dynamic linker's own.
 ALLOWED = re.compile(
     r"^(aoti_torch_\w+|torch_\w+|cuda\w*"
@@ -30,7 +30,7 @@ def test_kernels_share_no_weak_symbol(source, isa, tmp_path):
     symbols = subprocess.run(["nm", "-C", tmp_path / "cpu.o"], check=True, capture_output=True, text=True).stdout
     weak = [line for line in symbols.splitlines() if line[17:18] in "WwVvu"]
     assert all(f"tamis::{isa}::" in line for line in weak), weak
-    assert weak or source.stem == "cpu"  # the test sees something
+    assert weak  # the test sees something
 
 
 @pytest.mark.parametrize("library", sorted(PACKAGE.glob("_ops*.so")), ids=lambda path: path.stem)

@@ -47,7 +47,11 @@ class TestErrors:
             ({"temperature": 1e-50}, ValueError, "temperature: expected a finite number above 0, got 1e-50"),
             ({"temperature": torch.tensor([1.0, -1.0])}, ValueError, "temperature: expected a finite .*, got -1.0"),
             ({"temperature": torch.tensor(INF)}, ValueError, "temperature: expected a finite .*, got inf"),
-            ({"temperature": torch.tensor(2j)}, TypeError, "temperature: expected a real dtype, got torch.complex64"),
+            ({"temperature": torch.tensor(2j)}, TypeError, "temperature: expected float32, .* got torch.complex64"),
+            ({"temperature": torch.tensor(True)}, TypeError, "temperature: expected float32, .* got torch.bool"),
+            ({"temperature": torch.ones(2).to_sparse()}, TypeError, "temperature: expected a dense tensor"),
+            ({"temperature": torch.tensor(1.0, device="meta")}, ValueError, "temperature: expected device cpu, got me"),
+            ({"alpha": torch.tensor(1.0).to(torch.float8_e4m3fn)}, TypeError, "alpha: expected .* got torch.float8_e4"),
             ({"temperature": torch.ones(3)}, ValueError, r"temperature: expected shape \[2\], got \[3\]"),
             ({"temperature": "hot"}, TypeError, "temperature: expected a number, got str"),
             ({"alpha": 0.5}, ValueError, "target: expected a target for alpha=0.5"),
@@ -71,17 +75,26 @@ class TestErrors:
             ({"reduction": "sum", "num_items_in_batch": 3}, ValueError, "num_items_in_batch: expected reduction mean"),
             ({"num_items_in_batch": 0}, ValueError, "num_items_in_batch: expected a finite number above 0, got 0"),
             ({"num_items_in_batch": "3"}, TypeError, "num_items_in_batch: expected a number, got str"),
-            ({"num_items_in_batch": torch.tensor(1j)}, TypeError, "num_items_in_batch: expected a real dtype"),
+            (
+                {"num_items_in_batch": torch.tensor(1j)},
+                TypeError,
+                "num_items_in_batch: expected float32, .* got torch.complex64",
+            ),
+            ({"num_items_in_batch": torch.tensor(2, device="meta")}, ValueError, "num_items_in_batch: expected device"),
             ({"num_items_in_batch": torch.tensor(INF)}, ValueError, "num_items_in_batch: expected a finite number"),
             ({"num_items_in_batch": torch.ones(2)}, ValueError, r"num_items_in_batch: expected one number, got \[2\]"),
             ({"label_smoothing": 1.5}, ValueError, "label_smoothing: expected 0 to 1"),
             ({"row_weight": torch.ones(3)}, ValueError, r"row_weight: expected shape \[2\]"),
             ({"row_weight": [1.0, 1.0]}, TypeError, "row_weight: expected a Tensor, got list"),
-            ({"row_weight": torch.ones(2) * 1j}, TypeError, "row_weight: expected a real dtype, got torch.complex64"),
+            ({"row_weight": torch.ones(2) * 1j}, TypeError, "row_weight: expected float32, .* got torch.complex64"),
+            ({"row_weight": torch.ones(2).to(torch.uint16)}, TypeError, "row_weight: expected .* got torch.uint16"),
             ({"row_weight": torch.tensor([1.0, -2.0])}, ValueError, "row_weight: expected finite .*, got -2.0"),
             ({"row_weight": torch.tensor([1.0, NAN])}, ValueError, "row_weight: expected finite .*, got nan"),
             ({"target": torch.tensor([0, 156]).to(torch.uint8)}, ValueError, "target: expected 0 to 3, .* got 156"),
             ({"student_softcap": -1.0}, ValueError, "student_softcap: expected a finite number above 0, got -1.0"),
+            ({"student_softcap": 1e-60}, ValueError, "student_softcap: expected a finite number above 0, got 1e-60"),
+            ({"teacher_softcap": 1e39}, ValueError, "teacher_softcap: expected a finite number above 0, got 1e\\+39"),
+            ({"student_logit_scale": 1e60}, ValueError, "student_logit_scale: expected a finite number, got 1e\\+60"),
             ({"student_softcap": "a"}, TypeError, "student_softcap: expected a number, got str"),
             ({"student_logit_scale": "a"}, TypeError, "student_logit_scale: expected a number, got str"),
             ({"student_logits": torch.zeros(2, 4).to_sparse()}, TypeError, "student_logits: expected a dense tensor"),
@@ -119,6 +132,7 @@ class TestErrors:
         s, t = pair(2, 5)
         got = distill_loss(s, t, temperature=np.float32(2), row_weight=torch.tensor([True, False]))
         assert got == distill_loss(s, t, temperature=2.0, row_weight=torch.tensor([1.0, 0.0]))
+        assert distill_loss(s, t, vocab_size=np.int64(4)) == distill_loss(s, t, vocab_size=4)
 
     def test_pending_negation_is_not_overwritten(self):
         logits = torch.view_as_complex(torch.zeros(2, 4, 2, requires_grad=True) + 1).conj().imag
@@ -170,6 +184,25 @@ class TestErrors:
             torch.ops.tamis.distill_loss(student, teacher, None, one, one)
         with pytest.raises(RuntimeError, match="tamis.deviation_stats: " + words):
             torch.ops.tamis.deviation_stats(student, teacher)
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"target": torch.zeros(2, 1).long()}, "target: expected one number per row in the shape of the leading"),
+            ({"target": torch.zeros(2)}, "target: expected int64, got Float"),
+            ({"temperature": torch.ones(1)}, "temperature: expected a number or one per row in the shape"),
+            ({"row_weight": torch.tensor(1.0)}, "row_weight: expected one number per row in the shape"),
+            ({"num_items_in_batch": torch.ones(2)}, "num_items_in_batch: expected a number in the shape"),
+            ({"label_smoothing": -3.0}, "label_smoothing: expected 0 to 1, got -3"),
+            ({"alpha": torch.tensor(1.0, device="meta")}, "alpha: expected device cpu, got meta"),
+        ],
+    )
+    def test_raw_op_checks_what_goes_with_the_logits(self, change, words):
+        one = torch.tensor(1.0)
+        arguments = {"target": torch.zeros(2).long(), "temperature": one, "alpha": one} | change
+        error = ValueError if "meta" in words else RuntimeError
+        with pytest.raises(error, match="tamis.distill_loss: " + words):
+            torch.ops.tamis.distill_loss(torch.zeros(2, 4), torch.zeros(2, 4), **arguments)
 
     def test_raw_op_changes_no_argument(self):
         one = torch.tensor(1.0)

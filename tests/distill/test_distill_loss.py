@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from conftest import assert_as_good_as_torch, loss_and_gradient, models, pair
 from hypothesis import given
 from tamis.distill import DistillationLoss, distill_loss, reference
+from torch.utils._python_dispatch import TorchDispatchMode
 
 INF = float("inf")
 
@@ -224,6 +225,19 @@ def test_rows_beyond_32_bits(isa):
     assert torch.equal(distill_loss(far, teacher), distill_loss(near, teacher))
 
 
+class Recorder(TorchDispatchMode):
+    """The tamis ops that run below autograd."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.namespace == "tamis":
+            self.names.append(op._opname)
+        return op(*args, **(kwargs or {}))
+
+
 class TestBackward:
     def test_hands_its_gradient_over(self):
         student, teacher = pair(4, 100)
@@ -243,12 +257,23 @@ class TestBackward:
         distill_loss(student, teacher).backward()
         assert torch.equal(student.grad, loss_and + 1)
 
-    def test_gradient_is_formed_only_when_one_is_needed(self, monkeypatch):
+    def test_gradient_is_formed_only_when_one_is_needed(self):
         student, teacher = pair(4, 100)
-        distill_loss(student.detach(), teacher.requires_grad_())
-        assert not distill_loss(student.detach(), teacher).requires_grad
+
+        def ops_of(call):
+            with Recorder() as recorder:
+                loss = call()
+            return loss.requires_grad, recorder.names
+
+        assert ops_of(lambda: distill_loss(student, teacher)) == (True, ["_distill_loss_forward"])
+        assert ops_of(lambda: distill_loss(student * 1, teacher, overwrite_logits=True)) == (
+            True,
+            ["_distill_loss_forward_"],
+        )
+        teacher.requires_grad_()
+        assert ops_of(lambda: distill_loss(student.detach(), teacher)) == (False, ["distill_loss"])
         with torch.no_grad():
-            assert not distill_loss(student, teacher).requires_grad
+            assert ops_of(lambda: distill_loss(student, teacher)) == (False, ["distill_loss"])
 
     def test_only_the_student_gets_one(self):
         student, teacher = pair(4, 100)
@@ -362,6 +387,13 @@ class TestOverwriteLogits:
         with pytest.raises(RuntimeError, match="expected one backward"):
             loss.backward()
 
+    def test_second_slice_of_one_tensor_is_refused_in_backward(self):
+        student, teacher = pair(4, 50)
+        logits = student * 1
+        losses = [distill_loss(part, teacher[:2], overwrite_logits=True) for part in (logits[:2], logits[2:])]
+        with pytest.raises(RuntimeError, match="got a change to their memory"):
+            losses[0].backward()
+
     def test_leaf_is_refused(self):
         student, teacher = pair(3, 50)
         with pytest.raises(ValueError, match="overwrite_logits: expected student_logits that are not a leaf"):
@@ -427,6 +459,8 @@ def test_explain():
     assert tamis.explain("distill_loss", student, teacher, impl="reference").backend == "reference"
     with pytest.raises(ValueError, match="op: expected"):
         tamis.explain("nothing", student)
+    with pytest.raises(TypeError, match="tamis.distill_loss: student_logits: expected a Tensor, got NoneType"):
+        tamis.explain("distill_loss", teacher_logits=teacher)
 
 
 def test_environment_names_a_backend(monkeypatch):
@@ -434,6 +468,8 @@ def test_environment_names_a_backend(monkeypatch):
     monkeypatch.setenv("TAMIS_BACKEND", "reference")
     assert tamis.explain("distill_loss", student, teacher) == ("reference", "plain torch", "TAMIS_BACKEND=reference")
     torch.testing.assert_close(distill_loss(student, teacher), distill_loss(student, teacher, impl="cpu"))
+    monkeypatch.setenv("TAMIS_BACKEND", "")
+    assert tamis.explain("distill_loss", student, teacher).backend == "cpu"
 
 
 def test_reference_serves_other_devices():

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from .paths import writable
+from .paths import makeable, writable
 
 
 def aot(
     arch: Annotated[list[str] | None, typer.Option(help="80, 90, 100 or 120; again for more. All by default.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the cubins go.")] = Path("aot"),
+    out: Annotated[Path, typer.Option(callback=makeable, help="Where the cubins go.")] = Path("aot"),
     json_file: Annotated[Path | None, typer.Option("--json", callback=writable, help="Write the table there.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Compilations at a time.")] = min(4, os.cpu_count() or 1),
     update_budgets: Annotated[bool, typer.Option(hidden=True, help="Rewrite kernels/budgets.json.")] = False,

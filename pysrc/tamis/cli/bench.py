@@ -1,5 +1,6 @@
 """`tamis bench`."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,8 @@ def bench(
         peers=peers,
         only=only,
     )
+    if not result["rows"]:
+        raise typer.BadParameter(f"--only: expected an expression that finds a case, got {only}")
     console = Console()
     if not console.is_terminal:  # a file has no width
         console = Console(width=150)
@@ -70,6 +73,7 @@ def bench(
 def _threads(word: str, every: int) -> int:
     if word.strip() == "all":
         return every
-    if not word.strip().isdecimal() or int(word) < 1:
-        raise typer.BadParameter(f"--threads: expected counts or all, got {word}")
+    cores = os.cpu_count() or 1
+    if not word.strip().isdecimal() or not 1 <= int(word) <= cores:
+        raise typer.BadParameter(f"--threads: expected all, or counts of 1 to {cores}, got {word}")
     return int(word)

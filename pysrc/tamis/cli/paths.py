@@ -6,6 +6,14 @@ from pathlib import Path
 import typer
 
 
+def makeable(path: Path) -> Path:
+    """The callback of an option whose folder will be filled, and made where it is missing."""
+    place = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise typer.BadParameter(f"expected a folder that can be written, got {path}")
+    return path
+
+
 def writable(path: Path | None) -> Path | None:
     """The callback of an option whose file will be written."""
     if path is not None:

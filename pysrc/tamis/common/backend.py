@@ -37,7 +37,7 @@ def choose(fn: str, impl: str, tensor: Tensor, *, cuda_kernels: bool = False) ->
         NotImplementedError: under a torch.func transform, for any but the reference.
     """
     forced = "impl" if impl != "auto" else "TAMIS_BACKEND"
-    wanted = impl if impl != "auto" else os.environ.get("TAMIS_BACKEND", "auto")
+    wanted = impl if impl != "auto" else os.environ.get("TAMIS_BACKEND") or "auto"
     check_choice(fn, forced, wanted, IMPLEMENTATIONS)
     transformed = not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
     if transformed and wanted != "reference":

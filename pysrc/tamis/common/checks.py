@@ -35,6 +35,14 @@ def check_logits(fn: str, name: str, value: object) -> Tensor:
     return value
 
 
+def check_real(fn: str, name: str, value: Tensor, *, mask: bool = False) -> None:
+    """Dense floats or integers; a mask may be bool."""
+    if value.layout != torch.strided:
+        fail(fn, name, "a dense tensor", value.layout, TypeError)
+    if value.dtype not in FLOATS + INTEGERS and not (mask and value.dtype == torch.bool):
+        fail(fn, name, f"{NAMES}, or integers", value.dtype, TypeError)
+
+
 def check_like(fn: str, name: str, value: Tensor, shape: Sequence[int], device: torch.device) -> None:
     if tuple(value.shape) != tuple(shape):
         fail(fn, name, f"shape {list(shape)}", list(value.shape))
@@ -56,7 +64,9 @@ def check_number(fn: str, name: str, value: object, expected: str, valid: Callab
 
 
 def check_integer(fn: str, name: str, value: object) -> int:
-    """Of 64 bits."""
+    """Of 64 bits; one that a traced graph leaves open stays so."""
+    if isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         fail(fn, name, "an integer", type(value).__name__, TypeError)
     if not -(2**63) <= value < 2**63:

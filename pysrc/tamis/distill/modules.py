@@ -13,7 +13,8 @@ class DistillationLoss(torch.nn.Module):
 
     Options: temperature, alpha, divergence, beta, label_smoothing, ignore_index, reduction, vocab_size,
     student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale, overwrite_logits, return_stats, impl;
-    see distill_loss for what they mean and raise; what needs no logits to be wrong is refused here.
+    see distill_loss for what they mean and raise; what needs no logits to be wrong is refused here. Tensors among them
+    are no parameters or buffers: the caller moves one per row to the logits' device; a 0-d one follows by itself.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from ..common.checks import (
     check_like,
     check_logits,
     check_number,
+    check_real,
     check_tensor,
     fail,
     reads_values,
@@ -96,9 +97,11 @@ def distill_loss(
         student_softcap, teacher_softcap: > 0; logits become cap * tanh(logits / cap), after the scale.
         student_logit_scale, teacher_logit_scale: multiply the logits first.
         overwrite_logits: the gradient that student_logits need is written over them in the forward pass, and nothing
-            is allocated. Do not read them afterwards; a second backward raises. They must not be a leaf or a view of
-            one, nor overlap teacher_logits; two strides must lead to all rows, classes side by side. Under
-            torch.compile and for impl="reference" the gradient is a new tensor.
+            is allocated. Do not read them afterwards; a second backward raises, as does one after another change to
+            their memory: overwrite one tensor once, not slice by slice. They must not be a leaf or a view of one, nor
+            lie between the first and the last byte of teacher_logits, or these between theirs; two strides must lead
+            to all rows, classes side by side. Under torch.compile and for impl="reference" the gradient is a new
+            tensor.
         return_stats: also DeviationStats.
         impl: "auto", "reference", "cpu", "triton" or "cuda".
     Returns:
@@ -181,6 +184,10 @@ def deviation_stats(
     return DeviationStats(*run(student_logits.detach(), teacher_logits.detach(), *options))
 
 
+# float32 holds such a number and its inverse.
+_POSITIVE: tuple[str, Callable[[Any], Any]] = ("a finite number above 0", lambda x: (x > 1e-37) & (x < 1e37))
+
+
 class _Transforms(NamedTuple):
     vocab_size: int | None
     student_softcap: float | None
@@ -199,18 +206,15 @@ def check_transforms(
 ) -> _Transforms:
     """What can be said of them before any logits are seen."""
     if vocab_size is not None:
-        if isinstance(vocab_size, bool) or not isinstance(vocab_size, (int, torch.SymInt)):
-            fail(fn, "vocab_size", "an integer", type(vocab_size).__name__, TypeError)
+        vocab_size = check_integer(fn, "vocab_size", vocab_size)
         if vocab_size < 1:
             fail(fn, "vocab_size", "at least 1", vocab_size)
 
     def cap(name: str, value: float | None) -> float | None:
-        return (
-            None if value is None else check_number(fn, name, value, "a finite number above 0", lambda c: 0 < c < INF)
-        )
+        return None if value is None else check_number(fn, name, value, *_POSITIVE)
 
     def scale(name: str, value: float) -> float:
-        return check_number(fn, name, value, "a finite number", lambda x: abs(x) < INF)
+        return check_number(fn, name, value, "a finite number", lambda x: abs(x) < 1e37)
 
     return _Transforms(
         vocab_size,
@@ -247,9 +251,8 @@ def check_options(
     )
 
 
-# A number or a tensor. float32 holds such a temperature and its inverse.
-_PER_ROW: dict[str, tuple[str, Callable[[Any], Any]]] = {
-    "temperature": ("a finite number above 0", lambda t: (t > 1e-37) & (t < 1e37)),
+_PER_ROW: dict[str, tuple[str, Callable[[Any], Any]]] = {  # a number or a tensor
+    "temperature": _POSITIVE,
     "alpha": ("0 to 1", lambda a: (a >= 0) & (a <= 1)),
 }
 
@@ -259,14 +262,9 @@ def check_per_row(fn: str, name: str, value: float | Tensor) -> None:
     if not isinstance(value, Tensor):
         check_number(fn, name, value, expected, valid)
         return
-    _check_real(fn, name, value)
+    check_real(fn, name, value)
     if reads_values(value) and not bool(valid(value).all()):
         fail(fn, name, expected, value[~valid(value)][0].item() if value.dim() else value.item())
-
-
-def _check_real(fn: str, name: str, value: Tensor) -> None:
-    if value.dtype.is_complex:
-        fail(fn, name, "a real dtype", value.dtype, TypeError)
 
 
 def _per_row(fn: str, name: str, value: float | Tensor, logits: Tensor) -> Tensor:
@@ -276,6 +274,12 @@ def _per_row(fn: str, name: str, value: float | Tensor, logits: Tensor) -> Tenso
         return torch.tensor(float(value), dtype=real_dtype(logits), device=logits.device)
     if value.dim():
         check_like(fn, name, value, logits.shape[:-1], logits.device)
+    return _constant(fn, name, value, logits)
+
+
+def _constant(fn: str, name: str, value: Tensor, logits: Tensor) -> Tensor:
+    if value.is_meta and not logits.is_meta:
+        fail(fn, name, f"device {logits.device}", value.device)
     return value.detach().to(logits.device)
 
 
@@ -316,7 +320,7 @@ def _check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_
 
 
 def _check_weight(fn: str, weight: Tensor, logits: Tensor) -> None:
-    _check_real(fn, "row_weight", check_tensor(fn, "row_weight", weight))
+    check_real(fn, "row_weight", check_tensor(fn, "row_weight", weight), mask=True)
     check_like(fn, "row_weight", weight, logits.shape[:-1], logits.device)
     if reads_values(weight):
         valid = (weight >= 0) & (weight < INF)
@@ -333,12 +337,12 @@ def _items(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor) 
     if not isinstance(items, Tensor):
         number = check_number(fn, "num_items_in_batch", items, expected, lambda n: 0 < n < INF)
         return torch.tensor(number, dtype=torch.float64, device=logits.device)
-    _check_real(fn, "num_items_in_batch", items)
+    check_real(fn, "num_items_in_batch", items)
     if items.numel() != 1:
         fail(fn, "num_items_in_batch", "one number", list(items.shape))
     if reads_values(items) and not 0 < items.item() < INF:
         fail(fn, "num_items_in_batch", expected, items.item())
-    return items.detach().to(logits.device).reshape(())
+    return _constant(fn, "num_items_in_batch", items, logits).reshape(())
 
 
 def _implementation(choice: Choice, logits: Tensor, overwrite: bool) -> Callable[..., Any]:
@@ -384,19 +388,24 @@ class _Overwriting(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, *arguments: Any) -> Any:
         loss, factor, *stats = below_autograd(torch.ops.tamis._distill_loss_forward_.default, logits, *arguments)
         torch.autograd.graph.increment_version(logits)  # who saved the logits for its own backward is told
-        ctx.save_for_backward(logits, factor)
+        ctx.save_for_backward(factor)
+        ctx.logits, ctx.version = logits, logits._version
         ctx.mark_non_differentiable(*stats)
-        ctx.used = False
         ctx.folded = logits.dtype != torch.float16
         ctx.arguments = len(arguments)
         return loss, *stats
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
-        logits, factor = ctx.saved_tensors
-        if ctx.used:
+        logits, ctx.logits = ctx.logits, None
+        if logits is None:
             raise RuntimeError("tamis.distill_loss: overwrite_logits: expected one backward, got a second")
-        ctx.used = True
+        if logits._version != ctx.version:
+            raise RuntimeError(
+                "tamis.distill_loss: overwrite_logits: expected student_logits as the loss left them, got a change to "
+                "their memory (by another overwrite?) before backward"
+            )
+        (factor,) = ctx.saved_tensors
         gradient = logits.detach()
         if not (ctx.folded and _is_one(grad)):
             torch.ops.tamis._scale_rows_.default(gradient, grad, factor)
@@ -440,6 +449,10 @@ def _fake(
     return_stats: bool = False,
 ) -> list[Tensor]:
     """gradients: 0 none, 1 over the logits, 2 a new one."""
+    tensors = {"teacher_logits": teacher_logits, "target": target, "temperature": temperature, "alpha": alpha}
+    for name, value in {**tensors, "row_weight": row_weight, "num_items_in_batch": num_items_in_batch}.items():
+        if value is not None and value.device != student_logits.device:
+            fail("distill_loss", name, f"device {student_logits.device}", value.device)
     real, rows = real_dtype(student_logits), student_logits.shape[:-1]
     loss = student_logits.new_empty(rows if reduction == "none" else (), dtype=real)
     gradient = [student_logits.new_empty(student_logits.shape)] if gradients == 2 else []
