@@ -10,7 +10,7 @@ export TAMIS_TESTING ?= ON
 PIP := python -m pip install -q --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench aot docs wheel-test clean build
+.PHONY: demo test lint bench aot sanitize docs wheel-test clean build
 demo: build
 	$(BIN)/tamis demo
 
@@ -28,6 +28,9 @@ bench: build
 
 aot: build
 	$(BIN)/tamis aot
+
+sanitize:
+	tests/sanitize/run.sh
 
 docs: build
 	$(BIN)/python -m tamis.docs docs/ops.md

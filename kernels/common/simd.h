@@ -21,6 +21,9 @@ typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
 struct BFloat16 {
   uint16_t bits;
 };
+struct Float16 {  // not _Float16, which C++ has on few compilers
+  uint16_t bits;
+};
 
 inline constexpr float kInf = __builtin_inff();
 template <class V>
@@ -64,8 +67,8 @@ inline U32 load(const uint16_t* p) {
   return __builtin_convertvector(v, U32);
 }
 inline F32 load(const BFloat16* p) { return (F32)(load(&p->bits) << 16); }
-inline F32 load(const _Float16* p) {  // by hand: GCC 12 converts lane by lane, and without F16C by a call
-  const U32 h = load((const uint16_t*)p);
+inline F32 load(const Float16* p) {  // by hand: not every machine has F16C
+  const U32 h = load(&p->bits);
   const U32 magnitude =
       (U32)((F32)((h & 0x7fff) << 13) * 0x1p112f);  // the exponent's other bias; exact, subnormals too
   return (F32)(magnitude | (h & 0x8000) << 16 | ((h & 0x7c00) == 0x7c00 ? U32{} + 0x7f800000 : U32{}));
@@ -74,7 +77,7 @@ inline F32 load(const _Float16* p) {  // by hand: GCC 12 converts lane by lane, 
 // To half precision: to nearest, ties to even.
 inline F32 to_memory(const float*, F32 v) { return v; }
 inline F64 to_memory(const double*, F64 v) { return v; }
-inline U16 to_memory(const _Float16*, F32 v) {  // by hand: without F16C the compiler calls libgcc, of GCC 12 or later
+inline U16 to_memory(const Float16*, F32 v) {  // likewise
   const I32 bits = (I32)v, size = bits & 0x7fffffff;
   const I32 normal = (size - (112 << 23) + 0xfff + (size >> 13 & 1)) >> 13;
   const I32 subnormal = (I32)((F32)size + 0.5f) - 0x3f000000;  // the sum rounds at the smallest half

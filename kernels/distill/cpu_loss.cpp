@@ -383,14 +383,14 @@ void scale_rows(Matrix gradient, const void* grad, int64_t grad_step, double fac
 }
 
 const LossKernel loss_kernels[kDtypes][kDtypes] = {
-    {distill_loss<float, float>, nullptr, distill_loss<float, _Float16>, distill_loss<float, BFloat16>},
+    {distill_loss<float, float>, nullptr, distill_loss<float, Float16>, distill_loss<float, BFloat16>},
     {nullptr, distill_loss<double, double>, nullptr, nullptr},
-    {distill_loss<_Float16, float>, nullptr, distill_loss<_Float16, _Float16>, distill_loss<_Float16, BFloat16>},
-    {distill_loss<BFloat16, float>, nullptr, distill_loss<BFloat16, _Float16>, distill_loss<BFloat16, BFloat16>},
+    {distill_loss<Float16, float>, nullptr, distill_loss<Float16, Float16>, distill_loss<Float16, BFloat16>},
+    {distill_loss<BFloat16, float>, nullptr, distill_loss<BFloat16, Float16>, distill_loss<BFloat16, BFloat16>},
 };
 const PlanKernel plan_kernels[2] = {plan<float>, plan<double>};
 const ReduceKernel reduce_kernels[2] = {reduce<float>, reduce<double>};
-const ScaleKernel scale_kernels[kDtypes] = {scale_rows<float>, scale_rows<double>, scale_rows<_Float16>,
+const ScaleKernel scale_kernels[kDtypes] = {scale_rows<float>, scale_rows<double>, scale_rows<Float16>,
                                             scale_rows<BFloat16>};
 
 }  // namespace

@@ -166,11 +166,10 @@ void deviation_stats(const DeviationStats& op, int64_t begin, int64_t end, void*
 }  // namespace
 
 const StatsKernel stats_kernels[kDtypes][kDtypes] = {
-    {deviation_stats<float, float>, nullptr, deviation_stats<float, _Float16>, deviation_stats<float, BFloat16>},
+    {deviation_stats<float, float>, nullptr, deviation_stats<float, Float16>, deviation_stats<float, BFloat16>},
     {nullptr, deviation_stats<double, double>, nullptr, nullptr},
-    {deviation_stats<_Float16, float>, nullptr, deviation_stats<_Float16, _Float16>,
-     deviation_stats<_Float16, BFloat16>},
-    {deviation_stats<BFloat16, float>, nullptr, deviation_stats<BFloat16, _Float16>,
+    {deviation_stats<Float16, float>, nullptr, deviation_stats<Float16, Float16>, deviation_stats<Float16, BFloat16>},
+    {deviation_stats<BFloat16, float>, nullptr, deviation_stats<BFloat16, Float16>,
      deviation_stats<BFloat16, BFloat16>},
 };
 

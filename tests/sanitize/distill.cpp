@@ -1,0 +1,207 @@
+// Drives the distill kernels of one instruction set without torch: under sanitizers (`make sanitize`), or another CPU's
+// emulator. Every buffer is as long as its numbers and no longer, two threads share the rows, and results are held
+// against the formulas in double.
+#include "../../kernels/distill/cpu.h"
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <thread>
+#include <vector>
+
+using namespace tamis;
+
+namespace {
+
+const DistillKernels& kernels = TAMIS_ISA::distill;
+const int64_t kBytes[kDtypes] = {4, 8, 2, 2};
+const double kEps[kDtypes] = {6e-8, 1e-16, 5e-4, 4e-3};
+const char* const kNames[kDtypes] = {"float32", "float64", "float16", "bfloat16"};
+
+double half_value(uint16_t h) {
+  const int exponent = h >> 10 & 31, fraction = h & 1023;
+  const double size = exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
+  return h >> 15 ? -size : size;
+}
+
+struct Logits {  // [rows, width], `gap` numbers between two rows, nothing after the last
+  Dtype dtype;
+  int64_t rows, width, stride;
+  std::vector<char> memory;
+
+  Logits(Dtype d, int64_t r, int64_t w, int64_t gap)
+      : dtype(d), rows(r), width(w), stride(w + gap), memory(((r - 1) * (w + gap) + w) * kBytes[d]) {}
+  Matrix matrix(int64_t classes) { return {memory.data(), classes, stride, rows, 0}; }
+  double at(int64_t r, int64_t c) const {
+    const char* const p = memory.data() + (r * stride + c) * kBytes[dtype];
+    double f64_value;
+    float f32_value;
+    uint16_t bits;
+    switch (dtype) {
+      case f64:
+        return memcpy(&f64_value, p, 8), f64_value;
+      case f32:
+        return memcpy(&f32_value, p, 4), f32_value;
+      case f16:
+        return memcpy(&bits, p, 2), half_value(bits);
+      default:
+        memcpy(&bits, p, 2);
+        const uint32_t wide = uint32_t(bits) << 16;
+        return memcpy(&f32_value, &wide, 4), f32_value;
+    }
+  }
+  void fill(std::mt19937& random, double scale) {
+    std::normal_distribution<double> normal(0, scale);
+    for (int64_t i = 0; i < int64_t(memory.size()) / kBytes[dtype]; ++i) {
+      const double d = normal(random);
+      const float f = float(d);
+      uint32_t bits;
+      memcpy(&bits, &f, 4);
+      const uint16_t top = bits >> 16, any = random() & 0xb3ff;  // any half below 0.5: subnormals too
+      const void* const from = dtype == f64   ? static_cast<const void*>(&d)
+                               : dtype == f32 ? static_cast<const void*>(&f)
+                               : dtype == f16 ? static_cast<const void*>(&any)
+                                              : static_cast<const void*>(&top);
+      memcpy(memory.data() + i * kBytes[dtype], from, kBytes[dtype]);
+    }
+  }
+};
+
+double transformed(double x, const LogitTransform& t) {
+  return t.cap > 0 ? t.cap * std::tanh(t.scale * x / t.cap) : t.scale * x;
+}
+
+std::vector<double> row(const Logits& x, int64_t r, int64_t classes, const LogitTransform& t, double tau) {
+  std::vector<double> y(classes);
+  for (int64_t c = 0; c < classes; ++c) y[c] = transformed(x.at(r, c), t) / tau;
+  return y;
+}
+
+double logsumexp(const std::vector<double>& x) {
+  const double top = *std::max_element(x.begin(), x.end());
+  double sum = 0;
+  for (double v : x) sum += std::exp(v - top);
+  return top + std::log(sum);
+}
+
+int failures = 0;
+void expect(bool right, const char* what, Dtype s, Dtype t, int64_t classes, double got, double want) {
+  if (right) return;
+  ++failures;
+  std::printf("%s: %s beside %s, %lld classes: got %.9g, expected %.9g\n", what, kNames[s], kNames[t],
+              (long long)classes, got, want);
+}
+
+template <class Work>
+void in_two_threads(int64_t rows, int64_t classes, const Work& work) {
+  const auto part = [&](int64_t begin, int64_t end) {
+    const int64_t bytes = (kernels.scratch_bytes(classes) + 63) / 64 * 64;
+    void* const scratch = std::aligned_alloc(64, bytes);
+    work(begin, end, scratch);
+    std::free(scratch);
+  };
+  std::thread first(part, 0, rows / 2);
+  part(rows / 2, rows);
+  first.join();
+}
+
+template <class R>
+void check(Dtype ds, Dtype dt, int64_t classes, int variant) {
+  std::mt19937 random(classes * 31 + variant);
+  const int64_t rows = 5, padding = variant % 3, width = classes + padding;
+  Logits student(ds, rows, width, variant % 2 * 3), teacher(dt, rows, classes, variant), gradient(ds, rows, width, 1);
+  student.fill(random, 3), teacher.fill(random, 3);
+  const LogitTransform of_student = {variant == 3 ? 0.5 : 1, variant >= 2 ? 4.0 : 0}, of_teacher = {1, 0};
+  std::vector<R> tau(rows), alpha(1, R(0.25) * (variant + 1)), weight(rows), loss(rows), total(1);
+  std::vector<int64_t> target(rows);
+  for (int64_t r = 0; r < rows; ++r) {
+    tau[r] = R(variant ? 0.5 + r : 1), weight[r] = R(r == 1 ? 0 : 0.5 + r), target[r] = random() % classes;
+  }
+  target[3] = -100;
+  DistillLoss op{};
+  op.student = student.matrix(classes), op.teacher = teacher.matrix(classes);
+  op.student_transform = of_student, op.teacher_transform = of_teacher;
+  op.temperature = tau.data(), op.temperature_step = 1, op.alpha = alpha.data();
+  op.target = target.data(), op.row_weight = weight.data(), op.ignore_index = -100, op.label_smoothing = 0.1;
+  op.loss = loss.data(), op.gradient = gradient.matrix(width), op.gradient_scale = 0.5, op.stream_gradient = variant % 2;
+  constexpr int real = sizeof(R) == 8;
+  kernels.plan[real](op, rows);
+  in_two_threads(rows, classes,
+                 [&](int64_t begin, int64_t end, void* scratch) { kernels.distill_loss[ds][dt](op, begin, end, scratch); });
+  kernels.reduce[real](loss.data(), rows, 2, total.data());
+
+  double sum = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const bool kept = weight[r] != 0 && target[r] != op.ignore_index;
+    const auto s = row(student, r, classes, of_student, tau[r]), t = row(teacher, r, classes, of_teacher, tau[r]);
+    const auto s1 = row(student, r, classes, of_student, 1);
+    const double ls = logsumexp(s), lt = logsumexp(t), l1 = logsumexp(s1);
+    const double soft = kept ? weight[r] * alpha[0] : 0, hard = kept ? weight[r] * (1 - alpha[0]) : 0;
+    double kl = 0, ce = 0;
+    for (int64_t c = 0; c < classes; ++c) {
+      const double q = std::exp(t[c] - lt), share = 0.1 / classes + (c == target[r] ? 0.9 : 0);
+      kl += q * ((t[c] - lt) - (s[c] - ls)), ce += share * (l1 - s1[c]);
+      const double capped = of_student.cap > 0 ? s1[c] / of_student.cap : 0;
+      const double slope = of_student.scale * (1 - capped * capped);
+      const double want = 0.5 * slope *
+                          (soft * tau[r] * (std::exp(s[c] - ls) - q) + hard * (std::exp(s1[c] - l1) - share));
+      const double got = gradient.at(r, c);
+      expect(std::fabs(got - want) <= 2 * kEps[ds] * std::fabs(want) + 3e-6, "gradient", ds, dt, classes, got, want);
+    }
+    for (int64_t c = classes; c < width; ++c)
+      expect(gradient.at(r, c) == 0, "padding", ds, dt, classes, gradient.at(r, c), 0);
+    const double want = soft * tau[r] * tau[r] * kl + hard * ce, slack = (1 + tau[r]) * (1 + tau[r]) * weight[r];
+    expect(std::fabs(loss[r] - want) <= 1e-5 * (std::fabs(want) + slack), "loss", ds, dt, classes, loss[r], want);
+    sum += want;
+  }
+  expect(std::fabs(total[0] - sum / 2) <= 1e-3 * (1 + std::fabs(sum)), "total", ds, dt, classes, total[0], sum / 2);
+
+  const std::vector<R> grad(1, 3);
+  Logits scaled(ds, rows, width, 0);
+  kernels.scale_rows[ds](gradient.matrix(width), grad.data(), 0, 0.5, 0, rows, variant % 2, scaled.matrix(width));
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < width; ++c) {
+      const double want = 1.5 * gradient.at(r, c), got = scaled.at(r, c);
+      expect(std::fabs(got - want) <= 2 * kEps[ds] * std::fabs(want) + 6e-8, "scaled", ds, dt, classes, got, want);
+    }
+
+  std::vector<R> fields[2][4];
+  std::vector<int64_t> argmax[2];
+  std::vector<char> agree(rows);
+  DeviationStats stats{student.matrix(classes), teacher.matrix(classes), of_student, of_teacher, {}, {}, {}};
+  for (int model = 0; model < 2; ++model) {
+    for (int i = 0; i < 4; ++i) fields[model][i].resize(rows), stats.real[model][i] = fields[model][i].data();
+    argmax[model].resize(rows), stats.argmax[model] = argmax[model].data();
+  }
+  stats.agree = reinterpret_cast<bool*>(agree.data());
+  in_two_threads(rows, classes, [&](int64_t begin, int64_t end, void* scratch) {
+    kernels.deviation_stats[ds][dt](stats, begin, end, scratch);
+  });
+  for (int64_t r = 0; r < rows; ++r)
+    for (int model = 0; model < 2; ++model) {
+      const auto x = model ? row(student, r, classes, of_student, 1) : row(teacher, r, classes, of_teacher, 1);
+      const double want = logsumexp(x), got = fields[model][0][r];
+      expect(std::fabs(got - want) <= 2e-6 * (1 + std::fabs(want)), "logsumexp", ds, dt, classes, got, want);
+      double entropy = 0;
+      for (double v : x) entropy += std::exp(v - want) * (want - v);
+      expect(std::fabs(fields[model][1][r] - entropy) <= 1e-5 * (1 + entropy), "entropy", ds, dt, classes,
+             fields[model][1][r], entropy);
+    }
+}
+
+}  // namespace
+
+int main() {
+  for (int ds = 0; ds < kDtypes; ++ds)
+    for (int dt = 0; dt < kDtypes; ++dt)
+      for (int64_t classes : {1, 2, 7, 16, 33, 511, 512, 513, 1540})
+        for (int variant = 0; variant < 4; ++variant) {
+          if ((ds == f64) != (dt == f64)) continue;
+          ds == f64 ? check<double>(f64, f64, classes, variant)
+                    : check<float>(Dtype(ds), Dtype(dt), classes, variant);
+        }
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}
