@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # One cmake for both builds: where another comes first on the path, the second would compile everything again.
-BUILDING := TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cmake PATH="$(CURDIR)/$(BIN):$$PATH"
+TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH"
+BUILDING := TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cmake $(TOOLS)
 export TAMIS_TESTING ?= ON
 # Python is compiled where it is first imported: pip would compile all of torch, and without it every import takes seconds.
 PIP := python -m pip install -q --no-compile
@@ -40,7 +41,7 @@ WHEEL_TORCH ?= torch==2.14.1
 wheel-test: $(VENV)/installed
 	rm -rf build/wheel && mkdir -p build/wheel
 	TAMIS_TESTING=OFF $(BIN)/python -m build --sdist --no-isolation --outdir build/wheel .
-	TAMIS_TESTING=OFF $(BIN)/python -m pip wheel --no-build-isolation --no-deps -w build/wheel build/wheel/tamis-*.tar.gz
+	TAMIS_TESTING=OFF $(TOOLS) python -m pip wheel --no-build-isolation --no-deps -w build/wheel build/wheel/tamis-*.tar.gz
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/$(PIP) '$(WHEEL_TORCH)'
 	build/wheel/venv/bin/$(PIP) build/wheel/tamis-*.whl

@@ -9,7 +9,7 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
-#include "../kernels/common/matrix.h"
+#include "kernels/common/matrix.h"
 
 namespace tamis {
 

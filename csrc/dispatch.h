@@ -1,7 +1,7 @@
 // The kernels of one instruction set, chosen once at run time.
 #pragma once
 #include <string>
-#include "../kernels/distill/cpu.h"
+#include "kernels/distill/cpu.h"
 
 namespace tamis {
 

@@ -1,5 +1,5 @@
 // Launches of the distill family's CUDA kernels. No torch header: seconds to compile, not a minute.
-#include "../kernels/distill/cuda.cuh"
+#include "kernels/distill/cuda.cuh"
 #include "distill_cuda.h"
 
 namespace tamis {

@@ -2,7 +2,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 #include <stdint.h>
-#include "../kernels/common/matrix.h"
+#include "kernels/common/matrix.h"
 
 namespace tamis {
 

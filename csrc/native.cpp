@@ -19,7 +19,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
-#include "../kernels/common/probe.h"
+#include "kernels/common/probe.h"
 #include "isa.h"
 
 namespace py = pybind11;
