@@ -5,6 +5,7 @@ temperature that is not 1.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ SHAPES = (  # ResNet, Llama 2, GPT-2, Llama 3, Qwen 2; tensors of 16 to 262 MB i
 )  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+BETA = 0.5  # of jsd
+
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # student, teacher [rows, classes]; target [rows]
 
 
@@ -35,43 +38,74 @@ def _alpha(target: Tensor | None) -> float:
     return 1.0 if target is None else 0.5
 
 
-def ours(student: Tensor, teacher: Tensor, target: Tensor | None) -> Tensor:
-    loss = distill_loss(student, teacher, target, temperature=TEMPERATURE, alpha=_alpha(target))
+def ours(student: Tensor, teacher: Tensor, target: Tensor | None, divergence: str, **options: Any) -> Tensor:
+    loss = distill_loss(
+        student,
+        teacher,
+        target,
+        temperature=TEMPERATURE,
+        alpha=_alpha(target),
+        divergence=divergence,
+        beta=BETA,
+        **options,
+    )
     assert isinstance(loss, Tensor)
     return loss
 
 
-def ours_overwriting(student: Tensor, teacher: Tensor, target: Tensor | None) -> Tensor:
-    loss = distill_loss(student, teacher, target, temperature=TEMPERATURE, alpha=_alpha(target), overwrite_logits=True)
-    assert isinstance(loss, Tensor)
-    return loss
+def _log_softmax(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return F.log_softmax(x / TEMPERATURE, -1, dtype=dtype)
 
 
-def _with_target(soft: Tensor, student: Tensor, target: Tensor | None) -> Tensor:
+def _forward_kl(student: Tensor, teacher: Tensor, dtype: torch.dtype | None) -> Tensor:
+    q = F.softmax(teacher / TEMPERATURE, -1, dtype=dtype)
+    return F.kl_div(_log_softmax(student, dtype), q, reduction="batchmean")
+
+
+def _forward_kl_of_logarithms(student: Tensor, teacher: Tensor, dtype: torch.dtype | None) -> Tensor:
+    s, t = _log_softmax(student, dtype), _log_softmax(teacher, dtype)
+    return F.kl_div(s, t, reduction="batchmean", log_target=True)
+
+
+def _reverse_kl(student: Tensor, teacher: Tensor, dtype: torch.dtype | None) -> Tensor:
+    s, t = _log_softmax(student, dtype), _log_softmax(teacher, dtype)
+    return F.kl_div(t, s, reduction="batchmean", log_target=True)
+
+
+def _jsd(student: Tensor, teacher: Tensor, dtype: torch.dtype | None) -> Tensor:
+    s, t = _log_softmax(student, dtype), _log_softmax(teacher, dtype)
+    m = torch.log(BETA * t.exp() + (1 - BETA) * s.exp())
+    of_t, of_s = (F.kl_div(m, x, reduction="batchmean", log_target=True) for x in (t, s))
+    return BETA * of_t + (1 - BETA) * of_s
+
+
+def _total_variation(student: Tensor, teacher: Tensor, dtype: torch.dtype | None) -> Tensor:
+    s, t = (F.softmax(x / TEMPERATURE, -1, dtype=dtype) for x in (student, teacher))
+    return (s - t).abs().sum(-1).mean() / 2
+
+
+def _logit_mse(student: Tensor, teacher: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return F.mse_loss(student.to(dtype), teacher.to(dtype)) / TEMPERATURE**2
+
+
+PLAIN = {
+    "forward_kl": _forward_kl,
+    "reverse_kl": _reverse_kl,
+    "jsd": _jsd,
+    "total_variation": _total_variation,
+    "logit_mse": _logit_mse,
+}
+Soft = Callable[[Tensor, Tensor, torch.dtype | None], Tensor]
+
+
+def plain(
+    student: Tensor, teacher: Tensor, target: Tensor | None, soft: Soft, dtype: torch.dtype | None = torch.float32
+) -> Tensor:
+    """The textbook's code, in float32 as half-precision training does it, or in the logits' own dtype."""
+    loss = soft(student, teacher, dtype) * TEMPERATURE**2
     if target is None:
-        return soft
-    return 0.5 * soft + 0.5 * F.cross_entropy(student.float(), target)
-
-
-def plain(student: Tensor, teacher: Tensor, target: Tensor | None) -> Tensor:
-    """The textbook's code, in float32 as half-precision training does it."""
-    s = F.log_softmax(student / TEMPERATURE, -1, dtype=torch.float32)
-    t = F.softmax(teacher / TEMPERATURE, -1, dtype=torch.float32)
-    return _with_target(F.kl_div(s, t, reduction="batchmean") * TEMPERATURE**2, student, target)
-
-
-def plain_log_target(student: Tensor, teacher: Tensor, target: Tensor | None) -> Tensor:
-    """The same with both distributions as logarithms."""
-    s = F.log_softmax(student / TEMPERATURE, -1, dtype=torch.float32)
-    t = F.log_softmax(teacher / TEMPERATURE, -1, dtype=torch.float32)
-    return _with_target(F.kl_div(s, t, reduction="batchmean", log_target=True) * TEMPERATURE**2, student, target)
-
-
-def plain_half(student: Tensor, teacher: Tensor, target: Tensor | None) -> Tensor:
-    """Everything in the logits' own dtype: fast and coarse."""
-    s, t = F.log_softmax(student / TEMPERATURE, -1), F.softmax(teacher / TEMPERATURE, -1)
-    soft = F.kl_div(s, t, reduction="batchmean") * TEMPERATURE**2
-    return soft if target is None else 0.5 * soft + 0.5 * F.cross_entropy(student, target)
+        return loss
+    return 0.5 * loss + 0.5 * F.cross_entropy(student if dtype is None else student.to(dtype), target)
 
 
 def _make(rows: int, classes: int, dtype: torch.dtype, target: bool) -> Inputs:
@@ -82,22 +116,18 @@ def _make(rows: int, classes: int, dtype: torch.dtype, target: bool) -> Inputs:
     return Inputs(student, teacher.to(dtype), labels)
 
 
-def _truth(inputs: Inputs) -> Results:
+def _truth(soft: Soft, inputs: Inputs) -> Results:
     """Loss and gradient in float64, some rows at a time."""
     rows, classes = inputs.student.shape
     loss = torch.zeros((), dtype=torch.float64)
     gradient = torch.empty(rows, classes, dtype=torch.float64)
     step = max(1, 2**23 // classes)
-    alpha = _alpha(inputs.target)
     for i in range(0, rows, step):
         s = inputs.student[i : i + step].detach().double().requires_grad_()
-        p = torch.softmax(inputs.teacher[i : i + step].double() / TEMPERATURE, -1)
-        log_q = torch.log_softmax(s / TEMPERATURE, -1)
-        part = alpha * TEMPERATURE**2 * (torch.special.xlogy(p, p) - p * log_q).sum()
-        if inputs.target is not None:
-            part = part + (1 - alpha) * F.cross_entropy(s, inputs.target[i : i + step], reduction="sum")
-        (part / rows).backward()
-        loss += part.detach() / rows
+        target = None if inputs.target is None else inputs.target[i : i + step]
+        part = plain(s, inputs.teacher[i : i + step].double(), target, soft, torch.float64) * (len(s) / rows)
+        part.backward()
+        loss += part.detach()
         assert s.grad is not None
         gradient[i : i + step] = s.grad
     return loss, gradient
@@ -135,14 +165,14 @@ def _training(loss: Loss, compiled: bool = False) -> Callable[[Inputs], Route]:
     return route
 
 
-def _training_overwriting(inputs: Inputs) -> Route:
+def _training_overwriting(loss: Loss, inputs: Inputs) -> Route:
     def prepare() -> tuple[Tensor, list[Tensor]]:
         box: list[Tensor] = []
         return _Produced.apply(inputs.student, box), box
 
     def run(prepared: tuple[Tensor, list[Tensor]]) -> Results:
         logits, box = prepared
-        out = ours_overwriting(logits, inputs.teacher, inputs.target)
+        out = loss(logits, inputs.teacher, inputs.target)
         out.backward()
         return out.detach(), box[0]
 
@@ -164,49 +194,58 @@ def _forward(loss: Loss, compiled: bool = False) -> Callable[[Inputs], Route]:
     return route
 
 
-def _kernel(inputs: Inputs) -> Route:
+def _kernel(divergence: str, inputs: Inputs) -> Route:
     """The raw op that training calls: loss and gradient, without autograd."""
     student, tau, alpha = inputs.student.detach(), torch.tensor(TEMPERATURE), torch.tensor(_alpha(inputs.target))
 
     def run(_: object) -> Results:
         loss, gradient, _factor = torch.ops.tamis._distill_loss_forward.default(
-            student, inputs.teacher, inputs.target, tau, alpha
+            student, inputs.teacher, inputs.target, tau, alpha, divergence, BETA
         )
         return loss, gradient
 
     return Route(run)
 
 
-def _case(mode: str, rows: int, classes: int, dtype: str, *, quick: bool, peers: bool) -> Case:
+def _case(
+    mode: str, rows: int, classes: int, dtype: str, *, quick: bool, peers: bool, divergence: str = "forward_kl"
+) -> Case:
     training, target, dispatch = mode != "no grad", mode == "with target", mode == "dispatch"
     way = _training if training else _forward
-    providers: dict[str, Callable[[Inputs], Route]] = {"tamis": way(ours)}
+    mine, soft = partial(ours, divergence=divergence), PLAIN[divergence]
+    obvious = partial(plain, soft=soft)
+    providers: dict[str, Callable[[Inputs], Route]] = {"tamis": way(mine)}
+    if training and not dispatch:
+        providers["tamis, overwriting"] = partial(_training_overwriting, partial(mine, overwrite_logits=True))
     if training:
-        providers |= {} if dispatch else {"tamis, overwriting": _training_overwriting}
-        providers["tamis, kernel"] = _kernel
-    providers |= {"eager": way(plain)} if quick and dispatch else {"eager": way(plain), "compile": way(plain, True)}
-    if peers:
-        providers |= {"eager, log target": way(plain_log_target), "compile, log target": way(plain_log_target, True)}
+        providers["tamis, kernel"] = partial(_kernel, divergence)
+    providers["eager"] = way(obvious)
+    if not (quick and dispatch):
+        providers["compile"] = way(obvious, True)
+    if peers and divergence == "forward_kl":
+        other = partial(plain, soft=_forward_kl_of_logarithms)
+        providers |= {"eager, log target": way(other), "compile, log target": way(other, True)}
         if dtype != "float32":
-            providers[f"eager, all {dtype}"] = way(plain_half)
+            providers[f"eager, all {dtype}"] = way(partial(obvious, dtype=None))
     size = rows * classes * DTYPES[dtype].itemsize
     return Case(
         op="distill_loss",
-        mode=mode,
+        mode=mode if divergence == "forward_kl" else divergence,
         shape={"rows": rows, "classes": classes},
         dtype=dtype,
         setup=lambda: _make(rows, classes, DTYPES[dtype], target),
         providers=providers,
-        truth=_truth if training else lambda inputs: _truth(inputs)[:1],
+        truth=lambda inputs: _truth(soft, inputs)[: 2 if training else 1],
         read=0 if dispatch else 2 * size,
         written=0 if dispatch or not training else size,
-        exponentials=0 if dispatch else rows * classes * (3 if target else 2),
+        exponentials=0 if dispatch or divergence == "logit_mse" else rows * classes * (3 if target else 2),
         calls=100 if dispatch else 1,
     )
 
 
 def cases(*, quick: bool, peers: bool) -> Iterator[Case]:
-    """forward+backward, with target, no grad; dispatch is the first on 1 x 2 logits: what a call costs."""
+    """forward+backward, with target, no grad, all of forward_kl; forward+backward of the other divergences under their
+    names; dispatch is forward+backward on 1 x 2 logits: what a call costs."""
     yield _case("dispatch", 1, 2, "float32", quick=quick, peers=peers)
     if quick:
         yield _case("forward+backward", *QUICK, "float32", quick=quick, peers=peers)
@@ -215,3 +254,6 @@ def cases(*, quick: bool, peers: bool) -> Iterator[Case]:
         for dtype in DTYPES if shape in MAIN else ("float32",):
             for mode in ("forward+backward", "with target", "no grad") if shape in MAIN else ("forward+backward",):
                 yield _case(mode, *shape, dtype, quick=quick, peers=peers)
+    for divergence in PLAIN:
+        if divergence != "forward_kl":
+            yield _case("forward+backward", *MAIN[1], "float32", quick=quick, peers=peers, divergence=divergence)

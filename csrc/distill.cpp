@@ -94,18 +94,29 @@ Tensors deviation_stats(const Tensor& student_logits, const Tensor& teacher_logi
   return stats.out;
 }
 
+// jsd with beta 0 is forward_kl and with 1 reverse_kl: by convention, the formula would give 0.
+Divergence divergence_of(const char* what, const std::string& name, double beta) {
+  const char* const names[] = {"forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse"};
+  for (int i = 0; i < kDivergences; ++i) {
+    if (name != names[i]) continue;
+    STD_TORCH_CHECK(i != kJsd || (0 <= beta && beta <= 1), what, ": beta: expected 0 to 1, got ", beta);
+    return i != kJsd || (0 < beta && beta < 1) ? Divergence(i) : beta == 0 ? kForwardKl : kReverseKl;
+  }
+  STD_TORCH_CHECK(false, what, ": divergence: expected forward_kl, reverse_kl, jsd, total_variation or logit_mse, got ",
+                  name);
+}
+
 enum class Gradient { none, fresh, over_logits };
 
 template <Gradient kGradient>
 Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits, const std::optional<Tensor>& target,
-                     const Tensor& temperature, const Tensor& alpha, const std::string& divergence, double /*beta*/,
+                     const Tensor& temperature, const Tensor& alpha, const std::string& divergence, double beta,
                      double label_smoothing, int64_t ignore_index, const std::string& reduction,
                      const std::optional<Tensor>& row_weight, const std::optional<Tensor>& num_items_in_batch,
                      std::optional<int64_t> vocab_size, std::optional<double> student_softcap,
                      std::optional<double> teacher_softcap, double student_logit_scale, double teacher_logit_scale,
                      bool overwrite_logits, bool return_stats) {
   const char* const what = "tamis.distill_loss";
-  STD_TORCH_CHECK(divergence == "forward_kl", what, ": divergence: expected forward_kl, got ", divergence);
   STD_TORCH_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none", what,
                   ": reduction: expected mean, sum or none, got ", reduction);
   STD_TORCH_CHECK(0 <= label_smoothing && label_smoothing <= 1, what, ": label_smoothing: expected 0 to 1, got ",
@@ -142,6 +153,7 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
   op.alpha = mix.const_data_ptr(), op.alpha_step = mix.dim() != 0;
   op.target = labels ? static_cast<const int64_t*>(labels->const_data_ptr()) : nullptr;
   op.row_weight = weights ? weights->const_data_ptr() : nullptr;
+  op.divergence = divergence_of(what, divergence, beta), op.beta = beta;
   op.ignore_index = ignore_index, op.label_smoothing = label_smoothing;
   op.loss = loss.mutable_data_ptr();
   k.plan[wide](op, rows);

@@ -9,6 +9,16 @@ from tamis.distill import distill_loss
 INF = float("inf")
 NAN = torch.tensor(0x7FC00001, dtype=torch.int32).view(torch.float32).item()  # its payload unmasks tricks on exponents
 
+DIVERGENCES = [
+    *({"divergence": name} for name in ("forward_kl", "reverse_kl", "total_variation", "logit_mse")),
+    *({"divergence": "jsd", "beta": beta} for beta in (0.0, 0.1, 0.5, 0.9, 1.0)),
+]
+
+
+def named(options):
+    return "-".join(map(str, options.values()))
+
+
 settings.register_profile("tamis", deadline=None, max_examples=60, derandomize=True, print_blob=True)
 settings.load_profile("tamis")
 

@@ -5,10 +5,11 @@ from ..common.aot import Constant, CudaVariant, TritonVariant
 VECTOR = {"fp32": 4, "bf16": 8, "fp16": 8, "fp64": 2}  # 128 bits
 FLAGS = ("HAS_TARGET", "HAS_WEIGHT", "GRADIENT", "HARD", "SMOOTH", "STUDENT_CAP", "TEACHER_CAP")
 FEATURES = {
+    "full": FLAGS,  # first: what the tests compile
     "plain": ("GRADIENT",),  # teacher only
-    "full": FLAGS,
     "value": ("HAS_TARGET", "HARD"),  # no gradient
 }
+DIVERGENCES = ("", "reverse-kl", "jsd", "total-variation", "logit-mse")
 STATS = (
     "teacher_logsumexp", "student_logsumexp", "teacher_entropy", "student_entropy", "teacher_max_prob",
     "student_max_prob", "teacher_log_odds", "student_log_odds",
@@ -23,7 +24,7 @@ def _warps(dtype: str) -> int:  # as pysrc/tamis/distill/cuda.py launches them
     return 4 if dtype == "fp64" else 8
 
 
-def _loss(student: str, teacher: str, features: str) -> TritonVariant:
+def _loss(student: str, teacher: str, features: str, divergence: int = 0) -> TritonVariant:
     on = FEATURES[features]
     constants: dict[str, Constant] = {"LANES": 32 * _warps(student), "VECTOR": min(VECTOR[student], VECTOR[teacher])}
     real = _real(student)
@@ -31,7 +32,7 @@ def _loss(student: str, teacher: str, features: str) -> TritonVariant:
         module="triton_kernels",
         kernel="distill_loss_kernel",
         dtype=student,
-        label=f"{student}-{teacher}-{features}",
+        label="-".join(filter(None, (student, teacher, features, DIVERGENCES[divergence]))),
         types={
             "student": f"*{student}",
             "teacher": f"*{teacher}",
@@ -43,7 +44,7 @@ def _loss(student: str, teacher: str, features: str) -> TritonVariant:
             "loss": real,
             "gradient": f"*{student}" if "GRADIENT" in on else None,
         },
-        constants=constants | {flag: flag in on for flag in FLAGS},
+        constants=constants | {flag: flag in on for flag in FLAGS} | {"DIVERGENCE": divergence},
         warps=_warps(student),
     )
 
@@ -66,12 +67,12 @@ def _stats(dtype: str) -> TritonVariant:
 def _divisor(dtype: str) -> TritonVariant:
     types: dict[str, str | None] = {"target": "*i64", "row_weight": f"*{dtype}", "items": "*fp64", "out": "*fp64"}
     constants: dict[str, Constant] = {"BLOCK": 1024, "HAS_TARGET": True, "HAS_WEIGHT": True, "HAS_ITEMS": True}
-    return TritonVariant("triton_kernels", "divisor_kernel", dtype, dtype, types, constants)
+    return TritonVariant("triton_reduce", "divisor_kernel", dtype, dtype, types, constants)
 
 
 def _row_sum(dtype: str) -> TritonVariant:
     types: dict[str, str | None] = {"loss": f"*{dtype}", "divisor": "*fp64", "out": f"*{dtype}"}
-    return TritonVariant("triton_kernels", "row_sum_kernel", dtype, dtype, types, {"BLOCK": 1024})
+    return TritonVariant("triton_reduce", "row_sum_kernel", dtype, dtype, types, {"BLOCK": 1024})
 
 
 def _scale_rows(dtype: str, spelled: str) -> CudaVariant:
@@ -80,6 +81,7 @@ def _scale_rows(dtype: str, spelled: str) -> CudaVariant:
 
 VARIANTS: list[TritonVariant | CudaVariant] = [
     *(_loss(dtype, dtype, features) for dtype in ("bf16", "fp32") for features in FEATURES),
+    *(_loss(dtype, dtype, "full", divergence) for dtype in ("bf16", "fp32") for divergence in range(1, 5)),
     *(_loss(student, teacher, "full") for student, teacher in
       (("fp16", "fp16"), ("fp64", "fp64"), ("bf16", "fp32"), ("fp32", "bf16"))),
     *(_stats(dtype) for dtype in VECTOR),

@@ -9,6 +9,8 @@ struct LogitTransform {  // x -> cap * tanh(scale * x / cap); cap 0: scale * x
   double scale, cap;
 };
 
+enum Divergence { kForwardKl, kReverseKl, kJsd, kTotalVariation, kLogitMse, kDivergences };
+
 struct DistillLoss {
   Matrix student, teacher;  // [rows, classes]: the classes that count, not the padding
   LogitTransform student_transform, teacher_transform;
@@ -16,6 +18,8 @@ struct DistillLoss {
   int64_t temperature_step, alpha_step;
   const int64_t* target;   // [rows], or null
   const void* row_weight;  // Real [rows], or null
+  Divergence divergence;
+  double beta;  // of jsd, within (0, 1)
   int64_t ignore_index;
   double label_smoothing;
   void* loss;             // out: Real [rows], with the row's weight
@@ -23,7 +27,7 @@ struct DistillLoss {
   double gradient_scale;  // the reduction's factor, folded into the gradient
   bool stream_gradient;   // past the caches
   // By the plan kernel:
-  bool hard;           // some row needs the student's softmax at temperature 1 beside that at its own
+  bool hard;           // some row needs the student's softmax at temperature 1 and what is kept does not hold it
   double kept_weight;  // the sum over the rows that count
   int64_t kept_rows;   // how many they are
 };

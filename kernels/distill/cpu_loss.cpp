@@ -1,67 +1,16 @@
 // Distillation loss of each row, and its gradient. Compiled once per ISA.
-//   loss = weight * (alpha * tau^2 * KL(softmax(t / tau) || softmax(s / tau)) + (1 - alpha) * CE(s, target))
+//   loss = weight * (alpha * tau^2 * D(softmax(t / tau), softmax(s / tau)) + (1 - alpha) * CE(s, target))
 // Floor: both logits read once and the gradient written once, 12 bytes a class in float32; two exponentials a class
-// (three where tau != 1 and a target counts), about 14 vector instructions each.
-// The tricks: each exponential is computed once, relative to its block's maximum, into scratch that stays in L2, and
-// the gradient only rescales it by block; the next block is prefetched while this one is exponentiated; a block of the
-// last row's gradient is written just before its slot in the scratch is filled again, so that reads, arithmetic and
-// writes overlap; a large gradient goes past the caches.
-#include "block.h"
+// (none for logit_mse; one more where a target counts and tau != 1 or D is not forward_kl), about 14 vector
+// instructions each; jsd two logarithms, about 20 each. The tricks: each exponential is computed once, relative to its
+// block's maximum, into scratch that stays in L2, and the gradient only rescales it by block; the next block is
+// prefetched while this one is exponentiated; a block of the last row's gradient is written just before its slot in the
+// scratch is filled again, so that reads, arithmetic and writes overlap; a large gradient goes past the caches. What a
+// divergence does with a row is in cpu_form.cpp.
+#include "form.h"
 
 namespace tamis::TAMIS_ISA {
 namespace {
-
-// Exponentials are taken relative to the first block's maximum, without care and without looking for each block's own.
-// A sum that is larger than this, or no number, has its block done again with care, relative to its own maximum: where
-// logits grow along the row, overflow, or are -inf or NaN.
-constexpr double kTrusted = 1e6;
-
-template <bool kValue>
-struct Constant {
-  static constexpr bool value = kValue;
-};
-template <bool kCare, class V, class R>
-V exponential(V u, R scale) {
-  return kCare ? exp_nonpositive(u, scale) : exp_careless(u, scale);
-}
-
-template <class R>
-struct Sums {
-  R student, teacher;  // of exp((x - shift) / tau)
-  R difference;        // of exp((t - shift_t) / tau) * ((t - shift_t) - (s - shift_s))
-  R hard;              // of exp(s - shift_s), where kHard
-};
-
-// One block, n <= kBlock classes, relative to the shifts. Each exponential is computed once, and kept in es, et, eh
-// where a gradient will want it. Without care it is right where every sum comes out below kTrusted.
-template <bool kCare, bool kHard, bool kKeep, class R>
-__attribute__((noinline)) Sums<R> exponentiate(const R* s, const R* t, int64_t n, R shift_s, R shift_t, R inverse_tau,
-                                               const char* next_s, const char* next_t, int64_t size_s, int64_t size_t_,
-                                               R* es, R* et, R* eh) {
-  using V = Vector<R>;
-  V sum_s{}, sum_t{}, sum_d{}, sum_h{};
-  const auto step = [&](V us, V ut, int64_t i, auto care) __attribute__((always_inline)) {
-    us -= shift_s, ut -= shift_t;
-    const V a = exponential<care.value>(us, inverse_tau), b = exponential<care.value>(ut, inverse_tau);
-    const V d = b * (ut - us);
-    sum_s += a, sum_t += b;
-    sum_d += care.value ? (b == 0 ? V{} : d) : d;  // no probability adds nothing, also where it is -inf in both
-    if constexpr (kKeep) store(es + i, a), store(et + i, b);
-    if constexpr (kHard) {
-      const V h = exponential<care.value>(us, R(1));
-      sum_h += h;
-      if constexpr (kKeep) store(eh + i, h);
-    }
-  };
-  int64_t i = 0;
-  for (; i + kLanes<V> <= n; i += kLanes<V>) {
-    __builtin_prefetch(next_s + i * size_s);
-    __builtin_prefetch(next_t + i * size_t_);
-    step(load(s + i), load(t + i), i, Constant<kCare>{});
-  }
-  if (i < n) step(load_tail(s + i, n - i), load_tail(t + i, n - i), i, Constant<true>{});
-  return {reduce_add(sum_s), reduce_add(sum_t), reduce_add(sum_d), kHard ? reduce_add(sum_h) : R(0)};
-}
 
 // sum of x - shift
 template <class R>
@@ -75,38 +24,33 @@ R sum(const R* x, int64_t n, R shift) {
   return reduce_add(total) + rest;
 }
 
-// The gradient of one block is es * student - et * teacher + eh * hard - uniform.
+// The gradient of one block is a * student - b * teacher + h * hard - uniform.
 template <class R>
 struct Factors {
   R student, teacher, hard, uniform;
 };
 
 template <bool kHard, class R>
-Vector<R> combine(const R* es, const R* et, const R* eh, const Factors<R>& f) {
-  const Vector<R> taken = load(et) * f.teacher + f.uniform;
-  if constexpr (kHard) return load(es) * f.student + (load(eh) * f.hard - taken);
-  return load(es) * f.student - taken;
+Vector<R> combine(const R* a, const R* b, const R* h, const Factors<R>& f) {
+  const Vector<R> taken = load(b) * f.teacher + f.uniform;
+  if constexpr (kHard) return load(a) * f.student + (load(h) * f.hard - taken);
+  return load(a) * f.student - taken;
 }
 
 template <bool kHard, class T, class R>
-void write(T* gradient, int64_t n, const R* es, const R* et, const R* eh, const Factors<R>& f, bool past_caches) {
+void write(T* gradient, int64_t n, const R* a, const R* b, const R* h, const Factors<R>& f, bool past_caches) {
   constexpr int64_t lanes = kLanes<Vector<R>>, bytes = lanes * sizeof(T);
   int64_t i = 0;
   if (past_caches && (uintptr_t)gradient % bytes) {
     i = (bytes - (uintptr_t)gradient % bytes) / sizeof(T);
     if (i > n) i = n;
-    store_tail(gradient, i, combine<kHard>(es, et, eh, f));
+    store_tail(gradient, i, combine<kHard>(a, b, h, f));
   }
   for (; i + lanes <= n; i += lanes) {
-    const Vector<R> g = combine<kHard>(es + i, et + i, eh + i, f);
+    const Vector<R> g = combine<kHard>(a + i, b + i, h + i, f);
     past_caches ? stream(gradient + i, g) : store(gradient + i, g);
   }
-  if (i < n) store_tail(gradient + i, n - i, combine<kHard>(es + i, et + i, eh + i, f));
-}
-
-template <class R>
-void scale(R* x, int64_t n, R factor) {
-  for (int64_t i = 0; i < n; i += kLanes<Vector<R>>) store(x + i, load(x + i) * factor);
+  if (i < n) store_tail(gradient + i, n - i, combine<kHard>(a + i, b + i, h + i, f));
 }
 
 template <class T>
@@ -118,37 +62,18 @@ void fill(T* p, int64_t n, float value) {
   if (i < n) store_tail(p + i, n - i, v);
 }
 
-// The online softmax of a row: sums are relative to `top`, or to 0 while that is -inf.
 template <class R>
-R rescale(R from, R to, R inverse_tau) {  // of sums relative to `from`; inf - inf would be NaN
-  return from == to ? R(1) : from == -kInf ? R(0) : exp((from - to) * inverse_tau);
-}
-
-template <class R>
-struct Tops {
-  R student, teacher;
-};
-
-template <class R>
-struct Online {
+struct Online {  // a row's sums so far, relative to `top`, or to 0 while that is -inf
   Tops<R> top{-kInf, -kInf};
   Sums<R> sums{};
 
   // A block's sums, relative to its tops.
-  void add(Tops<R> tops, const Sums<R>& block, R inverse_tau) {
+  void add(const Form<R>& form, Tops<R> tops, const Sums<R>& block, R inverse_tau) {
     const Tops<R> to = {tops.student > top.student ? tops.student : top.student,
                         tops.teacher > top.teacher ? tops.teacher : top.teacher};
-    const Sums<R> a = rebased(sums, top, to, inverse_tau), b = rebased(block, tops, to, inverse_tau);
+    const Sums<R> a = form.moved(sums, top, to, inverse_tau), b = form.moved(block, tops, to, inverse_tau);
     sums = {a.student + b.student, a.teacher + b.teacher, a.difference + b.difference, a.hard + b.hard};
     top = to;
-  }
-
- private:
-  static Sums<R> rebased(const Sums<R>& x, Tops<R> from, Tops<R> to, R inverse_tau) {
-    const R s = rescale(from.student, to.student, inverse_tau), t = rescale(from.teacher, to.teacher, inverse_tau);
-    const R moved = (shift_of(from.teacher) - shift_of(to.teacher)) - (shift_of(from.student) - shift_of(to.student));
-    const R difference = x.teacher * t == 0 ? R(0) : t * (x.difference + x.teacher * moved);
-    return {x.student * s, x.teacher * t, difference, x.hard * rescale(from.student, to.student, R(1))};
   }
 };
 
@@ -173,18 +98,22 @@ Row<R> row_at(const DistillLoss& op, int64_t r) {
   return {bad ? Row<R>::kBad : Row<R>::kLive, tau, alpha, 1 - alpha, weight, target};
 }
 
-template <class S, bool kHard>
+template <class S>
 class Walk {
   using R = Real<S>;
 
  public:
   Walk(const DistillLoss& op, const Source<R>& teacher, void* scratch)
-      : op_(op), source_(teacher), f_s_(transform<R>(op.student_transform)), f_t_(transform<R>(op.teacher_transform)) {
+      : op_(op),
+        source_(teacher),
+        form_(form(R(), op.divergence, op.hard, op.gradient.data)),
+        f_s_(transform<R>(op.student_transform)),
+        f_t_(transform<R>(op.teacher_transform)) {
     buffer_s_ = static_cast<R*>(scratch);
     buffer_t_ = buffer_s_ + kBlock;
     const int64_t kept = padded(op.student.classes);
-    es_ = buffer_t_ + kBlock, et_ = es_ + kept, eh_ = et_ + kept;
-    tops_ = reinterpret_cast<Tops<R>*>(eh_ + kept);
+    a_ = buffer_t_ + kBlock, b_ = a_ + kept, h_ = b_ + kept;
+    tops_ = reinterpret_cast<Tops<R>*>(h_ + kept);
   }
 
   void rows(int64_t begin, int64_t end) {
@@ -233,14 +162,28 @@ class Walk {
       const R* const t = source.numbers(teacher, c, n, f_t, buffer_t_);
       const bool masked = online.top.student == -kInf || online.top.teacher == -kInf;  // so far; or the first block
       Tops<R> tops = masked ? Tops<R>{maximum(s, n), maximum(t, n)} : online.top;
-      Sums<R> sums = op_.gradient.data ? block<false, true>(s, t, c, n, tops, inverse_tau, next_s, next_t)
-                                       : block<false, false>(s, t, c, n, tops, inverse_tau, next_s, next_t);
+      const auto block = [&] {
+        return Read<R>{s,
+                       t,
+                       n,
+                       shift_of(tops.student),
+                       shift_of(tops.teacher),
+                       inverse_tau,
+                       next_s,
+                       next_t,
+                       sizeof(S),
+                       source.element,
+                       a_ + c,
+                       b_ + c,
+                       h_ + c};
+      };
+      Sums<R> sums = form_.careless(block());
       if (!(sums.student < kTrusted && sums.teacher < kTrusted && sums.difference - sums.difference == 0 &&
             sums.hard < kTrusted)) {
         tops = {maximum(s, n), maximum(t, n)};
-        sums = block<true, true>(s, t, c, n, tops, inverse_tau, next_s, next_t);
+        sums = form_.careful(block());
       }
-      online.add(tops, sums, inverse_tau);
+      online.add(form_, tops, sums, inverse_tau);
       tops_[c / kBlock] = tops;
       if (c == 0) origin = shift_of(tops.student);
       if (smooth) total += sum(s, n, origin);
@@ -248,20 +191,15 @@ class Walk {
     finish(r, row, inverse_tau, online, origin + total / classes);
   }
 
-  template <bool kCare, bool kKeep>
-  Sums<R> block(const R* s, const R* t, int64_t c, int64_t n, Tops<R> tops, R inverse_tau, const char* next_s,
-                const char* next_t) {
-    return exponentiate<kCare, kHard, kKeep>(s, t, n, shift_of(tops.student), shift_of(tops.teacher), inverse_tau,
-                                             next_s, next_t, sizeof(S), source_.element, es_ + c, et_ + c, eh_ + c);
-  }
-
   void finish(int64_t r, const Row<R>& row, R inverse_tau, const Online<R>& o, R mean) {
-    const Sums<R>& z = o.sums;
-    const R hard_sum = kHard ? z.hard : z.student, smoothing = op_.label_smoothing;
+    const R hard_sum = op_.hard ? o.sums.hard : o.sums.student, smoothing = op_.label_smoothing;
+    if (op_.gradient.data || form_.keeps)
+      for (int64_t c = 0; c < op_.student.classes; c += kBlock) move(c, o.top, inverse_tau);
+    Soft<R> d{};
     R loss = 0;
-    if (row.soft != 0) {  // the terms nearly cancel when it is hot: once a row, in double
-      const double teacher = z.teacher, tau = row.tau;
-      loss += R(row.soft * tau * (z.difference / teacher + tau * log(z.student / teacher)));
+    if (row.soft != 0) {
+      d = form_.finish(o.sums, row.tau, R(op_.beta), a_, b_, op_.student.classes);
+      loss += R(row.soft * d.loss);
     }
     if (row.hard != 0) {
       const R shift = shift_of(o.top.student);
@@ -271,25 +209,21 @@ class Walk {
     }
     static_cast<R*>(op_.loss)[r] = row.weight * loss;
     if (!op_.gradient.data) return;
-    const R scale = row.weight * R(op_.gradient_scale), soft = scale * row.soft * row.tau, hard = scale * row.hard;
-    const R of_hard = hard / hard_sum;  // without kHard the student's exponentials serve both terms
-    for (int64_t c = 0; c < op_.student.classes; c += kBlock) rebase(c, o.top, inverse_tau);
+    const R scale = row.weight * R(op_.gradient_scale), soft = scale * row.soft, hard = scale * row.hard;
+    const R of_hard = row.hard != 0 ? hard / hard_sum : R(0);  // without op_.hard a serves both terms
     pending_ = {r,
                 0,
                 row.hard != 0 ? row.target : -1,
                 hard * (1 - smoothing),
-                {soft / z.student + (kHard ? R(0) : of_hard), soft / z.teacher, of_hard,
+                {soft * d.student + (op_.hard ? R(0) : of_hard), soft * d.teacher, of_hard,
                  hard * smoothing / op_.student.classes}};
   }
 
-  // Brings a block's exponentials, relative to its own tops, to the row's.
-  void rebase(int64_t c, Tops<R> to, R inverse_tau) {
+  // Brings a block, relative to its own tops, to the row's.
+  void move(int64_t c, Tops<R> to, R inverse_tau) {
     const Tops<R> from = tops_[c / kBlock];
     if (from.student == to.student && from.teacher == to.teacher) return;
-    const int64_t n = block_size(op_.student.classes, c);
-    scale(es_ + c, n, rescale(from.student, to.student, inverse_tau));
-    scale(et_ + c, n, rescale(from.teacher, to.teacher, inverse_tau));
-    if constexpr (kHard) scale(eh_ + c, n, rescale(from.student, to.student, R(1)));
+    form_.move(a_ + c, b_ + c, h_ + c, block_size(op_.student.classes, c), from, to, inverse_tau);
   }
 
   R target_logit(int64_t r, int64_t target) const { return f_s_(load_tail(student(r) + target, 1))[0]; }
@@ -303,20 +237,24 @@ class Walk {
     end += (kBytes - (uintptr_t)(g + end) % kBytes) % kBytes / sizeof(S);
     if (end > classes) end = classes;
     Factors<R> f = p.factors;
-    R *const es = es_ + begin, *const et = et_ + begin, *const eh = eh_ + begin;
+    R *const a = a_ + begin, *const b = b_ + begin, *const h = h_ + begin;
     const int64_t target = p.target - begin;
     const bool has_target = 0 <= target && target < end - begin;
-    R at_target = has_target ? combine<kHard>(es + target, et + target, eh + target, f)[0] - p.label : R(0);
+    const auto at = [&](int64_t i) {
+      return op_.hard ? combine<true>(a + i, b + i, h + i, f) : combine<false>(a + i, b + i, h + i, f);
+    };
+    R at_target = has_target ? at(target)[0] - p.label : R(0);
     if (!f_s_.identity()) {  // through the transform
-      for (int64_t c = begin; c < end; c += kLanes<Vector<R>>) {
-        const int64_t n = end - c < kLanes<Vector<R>> ? end - c : kLanes<Vector<R>>;
-        const Vector<R> slope = f_s_.slope(f_s_(load_tail(student(p.row) + c, n)));
-        store_tail(es_ + c, n, combine<kHard>(es_ + c, et_ + c, eh_ + c, f) * slope);
-        if (c <= p.target && p.target < c + n) at_target *= slope[p.target - c];
+      for (int64_t i = 0; i < end - begin; i += kLanes<Vector<R>>) {
+        const int64_t n = end - begin - i < kLanes<Vector<R>> ? end - begin - i : kLanes<Vector<R>>;
+        const Vector<R> slope = f_s_.slope(f_s_(load_tail(student(p.row) + begin + i, n)));
+        store_tail(a + i, n, at(i) * slope);
+        if (i <= target && target < i + n) at_target *= slope[target - i];
       }
       f = {1, 0, 0, 0};
     }
-    write<kHard>(g + begin, end - begin, es, et, eh, f, op_.stream_gradient);
+    op_.hard ? write<true>(g + begin, end - begin, a, b, h, f, op_.stream_gradient)
+             : write<false>(g + begin, end - begin, a, b, h, f, op_.stream_gradient);
     if (has_target) store_tail(g + p.target, 1, Vector<R>{} + at_target);
     pending_.written = end;
     if (end == classes) pending_.row = -1;
@@ -324,17 +262,17 @@ class Walk {
 
   const DistillLoss& op_;
   const Source<R>& source_;
+  const Form<R>& form_;
   const Transform<R> f_s_, f_t_;
   R *buffer_s_, *buffer_t_;  // [kBlock]
-  R *es_, *et_, *eh_;        // [classes, padded]
-  Tops<R>* tops_;            // [blocks]: what the exponentials are relative to
+  R *a_, *b_, *h_;           // [classes, padded]
+  Tops<R>* tops_;            // [blocks]: what they are relative to
   Pending pending_;
 };
 
 template <class S, class T>
 void distill_loss(const DistillLoss& op, int64_t begin, int64_t end, void* scratch) {
-  op.hard ? Walk<S, true>(op, kSource<T>, scratch).rows(begin, end)
-          : Walk<S, false>(op, kSource<T>, scratch).rows(begin, end);
+  Walk<S>(op, kSource<T>, scratch).rows(begin, end);
 }
 
 template <class R>
@@ -346,7 +284,7 @@ void plan(DistillLoss& op, int64_t rows) {
     if (row.state == Row<R>::kSkipped) continue;
     op.kept_weight += row.weight;
     ++op.kept_rows;
-    op.hard |= row.hard != 0 && row.tau != 1;
+    op.hard |= row.hard != 0 && (row.tau != 1 || op.divergence != kForwardKl);
   }
 }
 

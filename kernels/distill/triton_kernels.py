@@ -1,7 +1,8 @@
-"""Distillation loss and its gradient, and where student and teacher deviate. The semantics are those of cpu_loss.cpp.
+"""Distillation loss and its gradient. The semantics are those of cpu_loss.cpp and cpu_form.cpp.
 
 Floor: both logits read once, the gradient written once. A gradient reads its row a second time, from the last class to
-the first: what was read last is still in the cache.
+the first: what was read last is still in the cache. jsd and total variation need both sums before they can compare two
+probabilities: they read the row once more.
 A block is [LANES, VECTOR], a lane's VECTOR classes one 128-bit load: each lane keeps a maximum and sums of its own, so
 that no thread waits for another before the row ends, and one rescaling serves VECTOR classes.
 """
@@ -11,6 +12,11 @@ import triton.language as tl
 
 INF = tl.constexpr(float("inf"))
 NAN = tl.constexpr(float("nan"))
+# DIVERGENCE, in the order of cpu.h
+FORWARD_KL = tl.constexpr(0)
+REVERSE_KL = tl.constexpr(1)
+JSD = tl.constexpr(2)
+LOGIT_MSE = tl.constexpr(4)
 
 
 @triton.jit
@@ -95,17 +101,26 @@ def _rebase(
     new_t,
     sum_s,  # [LANES]: of exp((x - shift) / tau)
     sum_t,
-    difference,  # [LANES]: of exp((t - shift_t) / tau) * ((t - shift_t) - (s - shift_s))
+    difference,  # [LANES]: of u = (t - shift_t) - (s - shift_s): forward exp((t - shift_t) / tau) * u, reverse
+    #   exp((s - shift_s) / tau) * -u, logit_mse (s - t)^2
     hard,  # [LANES]: of exp(s - shift_s)
     inverse_tau,
     HARD: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
 ):
-    scale_t = _rescale(top_t, new_t, inverse_tau)
-    moved = (_shift(top_t) - _shift(new_t)) - (_shift(top_s) - _shift(new_s))
-    difference = tl.where(sum_t * scale_t == 0, 0.0, scale_t * (difference + sum_t * moved))
     if HARD:
         hard = hard * _rescale(top_s, new_s, 1.0)
-    return sum_s * _rescale(top_s, new_s, inverse_tau), sum_t * scale_t, difference, hard
+    if DIVERGENCE != LOGIT_MSE:
+        scale_s = _rescale(top_s, new_s, inverse_tau)
+        scale_t = _rescale(top_t, new_t, inverse_tau)
+        moved = (_shift(top_t) - _shift(new_t)) - (_shift(top_s) - _shift(new_s))
+        if DIVERGENCE == FORWARD_KL:
+            difference = tl.where(sum_t * scale_t == 0, 0.0, scale_t * (difference + sum_t * moved))
+        if DIVERGENCE == REVERSE_KL:
+            difference = tl.where(sum_s * scale_s == 0, 0.0, scale_s * (difference - sum_s * moved))
+        sum_s = sum_s * scale_s
+        sum_t = sum_t * scale_t
+    return sum_s, sum_t, difference, hard
 
 
 @triton.jit
@@ -120,22 +135,77 @@ def _add_block(
     hard,
     inverse_tau,
     HARD: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
 ):
-    """A NaN is skipped by the maxima and stays in the sums."""
+    """A NaN is skipped by the maxima and stays in the sums. No probability adds nothing, also at -inf in both."""
     new_s = tl.maximum(top_s, tl.max(s, 1))
     new_t = tl.maximum(top_t, tl.max(t, 1))
     sum_s, sum_t, difference, hard = _rebase(
-        top_s, top_t, new_s, new_t, sum_s, sum_t, difference, hard, inverse_tau, HARD
+        top_s, top_t, new_s, new_t, sum_s, sum_t, difference, hard, inverse_tau, HARD, DIVERGENCE
     )
     us = s - _shift(new_s)[:, None]
     ut = t - _shift(new_t)[:, None]
-    b = tl.exp(ut * inverse_tau)
-    sum_s += tl.sum(tl.exp(us * inverse_tau), 1)
-    sum_t += tl.sum(b, 1)
-    difference += tl.sum(tl.where(b == 0, 0.0, b * (ut - us)), 1)  # no probability adds nothing, also at -inf in both
+    if DIVERGENCE == LOGIT_MSE:
+        d = tl.where(s == t, 0.0, s - t)
+        difference += tl.sum(d * d, 1)
+    else:
+        a = tl.exp(us * inverse_tau)
+        b = tl.exp(ut * inverse_tau)
+        sum_s += tl.sum(a, 1)
+        sum_t += tl.sum(b, 1)
+        if DIVERGENCE == FORWARD_KL:
+            difference += tl.sum(tl.where(b == 0, 0.0, b * (ut - us)), 1)
+        if DIVERGENCE == REVERSE_KL:
+            difference += tl.sum(tl.where(a == 0, 0.0, a * (us - ut)), 1)
     if HARD:
         hard += tl.sum(tl.exp(us), 1)
     return new_s, new_t, sum_s, sum_t, difference, hard
+
+
+@triton.jit
+def _slope(
+    p,  # probabilities
+    q,
+    beta,
+    DIVERGENCE: tl.constexpr,
+):
+    """Of jsd p log(p / m), else p sign(p - q): what the gradient is made of."""
+    if DIVERGENCE == JSD:
+        return tl.where(p == 0, 0.0, p * tl.log(p / (p + beta * (q - p))))
+    return tl.where(p > q, p, tl.where(p < q, -p, p * 0.0))
+
+
+@triton.jit
+def _compare_block(
+    student,  # a block's first class
+    teacher,
+    lanes,
+    left,
+    shift_s,
+    shift_t,
+    inverse_tau,
+    over_s,  # 1 / the sums of exponentials
+    over_t,
+    beta,
+    student_scale,
+    student_cap,
+    teacher_scale,
+    teacher_cap,
+    REAL: tl.constexpr,
+    STUDENT_CAP: tl.constexpr,
+    TEACHER_CAP: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
+    MASK: tl.constexpr,
+):
+    """[LANES]: the sums of _slope, and of what the divergence adds beside it."""
+    s = _load(student, lanes, left, student_scale, student_cap, REAL, STUDENT_CAP, MASK)
+    t = _load(teacher, lanes, left, teacher_scale, teacher_cap, REAL, TEACHER_CAP, MASK)
+    p = tl.exp((s - shift_s) * inverse_tau) * over_s
+    q = tl.exp((t - shift_t) * inverse_tau) * over_t
+    beside = tl.abs(p - q)
+    if DIVERGENCE == JSD:
+        beside = tl.where(q == 0, 0.0, q * tl.log(q / (p + beta * (q - p))))
+    return tl.sum(_slope(p, q, beta, DIVERGENCE), 1), tl.sum(beside, 1)
 
 
 @triton.jit
@@ -149,9 +219,12 @@ def _gradient_block(
     shift_s,
     shift_t,
     inverse_tau,
-    of_student,  # the factors of exp((s - shift_s) / tau), exp((t - shift_t) / tau), exp(s - shift_s)
-    of_teacher,
-    of_hard,
+    over_s,  # 1 / the sums of exponentials
+    over_t,
+    beta,
+    of_student,  # the factor of exp((s - shift_s) / tau),
+    of_teacher,  # of what the divergence puts beside it: forward_kl the negative teacher's exponential,
+    of_hard,  # and of exp(s - shift_s)
     label,  # what the target's class loses
     uniform,  # what every class loses
     student_scale,
@@ -163,13 +236,25 @@ def _gradient_block(
     TEACHER_CAP: tl.constexpr,
     HAS_TARGET: tl.constexpr,
     HARD: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
     MASK: tl.constexpr,
 ):
     s = _load(student, lanes, left, student_scale, student_cap, REAL, STUDENT_CAP, MASK)
     t = _load(teacher, lanes, left, teacher_scale, teacher_cap, REAL, TEACHER_CAP, MASK)
     us = s - shift_s
-    taken = tl.exp((t - shift_t) * inverse_tau) * of_teacher
-    g = tl.exp(us * inverse_tau) * of_student - tl.where(of_teacher == 0, 0.0, taken)
+    ut = t - shift_t
+    a = tl.exp(us * inverse_tau)
+    if DIVERGENCE == FORWARD_KL:
+        beside = -tl.exp(ut * inverse_tau)
+    elif DIVERGENCE == REVERSE_KL:
+        beside = tl.where(a == 0, 0.0, a * (us - ut))
+    elif DIVERGENCE == LOGIT_MSE:
+        beside = tl.where(s == t, 0.0, s - t)
+    else:
+        beside = _slope(a * over_s, tl.exp(ut * inverse_tau) * over_t, beta, DIVERGENCE)
+    g = tl.where(of_teacher == 0, 0.0, beside * of_teacher)  # without weight the teacher is not looked at
+    if DIVERGENCE != LOGIT_MSE:
+        g += a * of_student
     if HARD:
         g += tl.exp(us) * of_hard
     if HAS_TARGET:
@@ -212,6 +297,7 @@ def distill_loss_kernel(
     alpha_step: tl.int64,
     ignore_index: tl.int64,
     label_smoothing: tl.float64,
+    beta: tl.float64,  # of jsd, within (0, 1)
     student_scale: tl.float64,
     student_cap: tl.float64,
     teacher_scale: tl.float64,
@@ -221,15 +307,17 @@ def distill_loss_kernel(
     HAS_TARGET: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     GRADIENT: tl.constexpr,
-    HARD: tl.constexpr,  # some row may need the student's softmax at temperature 1 beside that at its own
+    HARD: tl.constexpr,  # some row may need the student's softmax at temperature 1 and of_student does not serve it
     SMOOTH: tl.constexpr,
     STUDENT_CAP: tl.constexpr,
     TEACHER_CAP: tl.constexpr,
+    DIVERGENCE: tl.constexpr,
 ):
-    """A program walks rows; loss = weight * (alpha * tau^2 * KL(teacher || student at tau) + (1 - alpha) * CE)."""
+    """A program walks rows; loss = weight * (alpha * tau^2 * D(teacher, student at tau) + (1 - alpha) * CE)."""
     REAL: tl.constexpr = loss.dtype.element_ty
     BLOCK: tl.constexpr = LANES * VECTOR
     label_smoothing = tl.full((), label_smoothing, REAL)
+    beta = tl.full((), beta, REAL)
     student_scale = tl.full((), student_scale, REAL)
     student_cap = tl.full((), student_cap, REAL)
     teacher_scale = tl.full((), teacher_scale, REAL)
@@ -280,7 +368,7 @@ def distill_loss_kernel(
             s = _load(s_row + start, lanes, BLOCK, student_scale, student_cap, REAL, STUDENT_CAP, False)
             t = _load(t_row + start, lanes, BLOCK, teacher_scale, teacher_cap, REAL, TEACHER_CAP, False)
             top_s, top_t, sum_s, sum_t, difference, sum_h = _add_block(
-                s, t, top_s, top_t, sum_s, sum_t, difference, sum_h, inverse_tau, HARD
+                s, t, top_s, top_t, sum_s, sum_t, difference, sum_h, inverse_tau, HARD, DIVERGENCE
             )
             if SMOOTH:
                 total += tl.sum(s - origin, 1)
@@ -289,7 +377,7 @@ def distill_loss_kernel(
             s = _load(s_row + whole, lanes, left, student_scale, student_cap, REAL, STUDENT_CAP, True)
             t = _load(t_row + whole, lanes, left, teacher_scale, teacher_cap, REAL, TEACHER_CAP, True)
             top_s, top_t, sum_s, sum_t, difference, sum_h = _add_block(
-                s, t, top_s, top_t, sum_s, sum_t, difference, sum_h, inverse_tau, HARD
+                s, t, top_s, top_t, sum_s, sum_t, difference, sum_h, inverse_tau, HARD, DIVERGENCE
             )
             if SMOOTH:
                 total += tl.sum(tl.where(lanes < left, s - origin, 0.0), 1)
@@ -298,7 +386,7 @@ def distill_loss_kernel(
         s_max = tl.max(top_s, 0)
         t_max = tl.max(top_t, 0)
         sum_s, sum_t, difference, sum_h = _rebase(
-            top_s, top_t, s_max, t_max, sum_s, sum_t, difference, sum_h, inverse_tau, HARD
+            top_s, top_t, s_max, t_max, sum_s, sum_t, difference, sum_h, inverse_tau, HARD, DIVERGENCE
         )
         z_s = tl.sum(sum_s, 0)
         z_t = tl.sum(sum_t, 0)
@@ -306,9 +394,54 @@ def distill_loss_kernel(
         if HARD:
             z_h = tl.sum(sum_h, 0)
 
+        # tau^2 times the divergence, and its gradient as exp((s - shift) / tau) * of_student + beside * of_teacher.
+        shift_s = _shift(s_max)
+        shift_t = _shift(t_max)
+        over_s = 1.0 / z_s
+        over_t = 1.0 / z_t
+        apart = tl.sum(difference, 0)
+        if DIVERGENCE == FORWARD_KL:
+            value = tau * (apart / z_t + tau * tl.log(z_s / z_t))
+            of_student = tau / z_s
+            of_teacher = tau / z_t
+        elif DIVERGENCE == REVERSE_KL:
+            mean = apart / z_s
+            value = tau * (mean + tau * tl.log(z_t / z_s))
+            of_student = -mean / z_s
+            of_teacher = over_s
+        elif DIVERGENCE == LOGIT_MSE:
+            value = apart / classes
+            of_student = tl.zeros((), REAL)
+            of_teacher = tl.full((), 2.0, REAL) / classes
+        else:
+            slopes = tl.zeros([LANES], REAL)
+            besides = tl.zeros([LANES], REAL)
+            for start in range(0, whole, BLOCK):
+                slope, beside = _compare_block(
+                    s_row + start, t_row + start, lanes, BLOCK, shift_s, shift_t, inverse_tau, over_s, over_t, beta,
+                    student_scale, student_cap, teacher_scale, teacher_cap,
+                    REAL, STUDENT_CAP, TEACHER_CAP, DIVERGENCE, False,
+                )  # fmt: skip
+                slopes += slope
+                besides += beside
+            if whole < length:
+                slope, beside = _compare_block(
+                    s_row + whole, t_row + whole, lanes, length - whole, shift_s, shift_t, inverse_tau, over_s, over_t,
+                    beta, student_scale, student_cap, teacher_scale, teacher_cap,
+                    REAL, STUDENT_CAP, TEACHER_CAP, DIVERGENCE, True,
+                )  # fmt: skip
+                slopes += slope
+                besides += beside
+            mean = tl.sum(slopes, 0)
+            if DIVERGENCE == JSD:
+                of_teacher = tau * (1.0 - beta)
+                value = tau * tau * (beta * tl.sum(besides, 0) + (1.0 - beta) * mean)
+            else:
+                of_teacher = 0.5 * tau
+                value = 0.5 * tau * tau * tl.sum(besides, 0)
+            of_student = -of_teacher * mean / z_s
         # A term whose factor is 0 is left out: 0 * inf would be NaN.
-        value = soft * tau * (tl.sum(difference, 0) / z_t + tau * tl.log(z_s / z_t))
-        value = tl.where(soft == 0, 0.0, value)
+        value = tl.where(soft == 0, 0.0, soft * value)
         if HAS_TARGET:
             ce = tl.log(z_h) + (1.0 - label_smoothing) * (s_max - at_target)
             if SMOOTH:
@@ -321,8 +454,8 @@ def distill_loss_kernel(
             g_row = gradient + _start_of(row, gradient_group, gradient_group_stride, gradient_stride)
             if live:
                 scale = weight * tl.load(gradient_scale).to(REAL)
-                of_student = tl.where(soft == 0, 0.0, scale * soft * tau / z_s)
-                of_teacher = tl.where(soft == 0, 0.0, scale * soft * tau / z_t)
+                of_student = tl.where(soft == 0, 0.0, scale * soft * of_student)
+                of_teacher = tl.where(soft == 0, 0.0, scale * soft * of_teacher)
                 of_hard = tl.zeros((), REAL)
                 label = tl.zeros((), REAL)
                 uniform = tl.zeros((), REAL)
@@ -332,22 +465,20 @@ def distill_loss_kernel(
                     uniform = scale * hard * label_smoothing / classes
                     if not HARD:  # the student's exponentials serve both terms
                         of_student += of_hard
-                shift_s = _shift(s_max)
-                shift_t = _shift(t_max)
                 if whole < length:
                     _gradient_block(
                         s_row + whole, t_row + whole, g_row + whole, lanes, length - whole, label_at - whole,
-                        shift_s, shift_t, inverse_tau, of_student, of_teacher, of_hard, label, uniform,
-                        student_scale, student_cap, teacher_scale, teacher_cap,
-                        REAL, STUDENT_CAP, TEACHER_CAP, HAS_TARGET, HARD, True,
+                        shift_s, shift_t, inverse_tau, over_s, over_t, beta, of_student, of_teacher, of_hard,
+                        label, uniform, student_scale, student_cap, teacher_scale, teacher_cap,
+                        REAL, STUDENT_CAP, TEACHER_CAP, HAS_TARGET, HARD, DIVERGENCE, True,
                     )  # fmt: skip
                 for back in range(BLOCK, whole + BLOCK, BLOCK):
                     start = whole - back
                     _gradient_block(
                         s_row + start, t_row + start, g_row + start, lanes, BLOCK, label_at - start,
-                        shift_s, shift_t, inverse_tau, of_student, of_teacher, of_hard, label, uniform,
-                        student_scale, student_cap, teacher_scale, teacher_cap,
-                        REAL, STUDENT_CAP, TEACHER_CAP, HAS_TARGET, HARD, False,
+                        shift_s, shift_t, inverse_tau, over_s, over_t, beta, of_student, of_teacher, of_hard,
+                        label, uniform, student_scale, student_cap, teacher_scale, teacher_cap,
+                        REAL, STUDENT_CAP, TEACHER_CAP, HAS_TARGET, HARD, DIVERGENCE, False,
                     )  # fmt: skip
             else:
                 fill = tl.where(skipped, 0.0, NAN).to(gradient.dtype.element_ty)
@@ -355,53 +486,3 @@ def distill_loss_kernel(
                     tl.store(g_row + start + lanes, fill, mask=lanes < classes - start)
             for start in range(classes, width, BLOCK):
                 tl.store(g_row + start + lanes, 0.0, mask=lanes < width - start)
-
-
-@triton.jit(do_not_specialize=["rows", "ignore_index"])
-def divisor_kernel(
-    target,  # [rows] int64, where HAS_TARGET
-    row_weight,  # [rows], where HAS_WEIGHT
-    items,  # [1] float64, where HAS_ITEMS: num_items_in_batch
-    out,  # out: [2] float64: what a mean divides by, and its inverse
-    rows: tl.int64,
-    ignore_index: tl.int64,
-    BLOCK: tl.constexpr,
-    HAS_TARGET: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr,
-    HAS_ITEMS: tl.constexpr,
-):
-    """One program: the weight of the rows kept, so that no host need know it."""
-    lane = tl.arange(0, BLOCK)
-    kept = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, rows, BLOCK):
-        inside = lane < rows - start
-        counts = inside
-        weight = tl.full([BLOCK], 1.0, tl.float64)
-        if HAS_TARGET:
-            counts = counts & (tl.load(target + start + lane, mask=inside, other=0) != ignore_index)
-        if HAS_WEIGHT:
-            weight = tl.load(row_weight + start + lane, mask=inside, other=0.0).to(tl.float64)
-        kept += tl.where(counts, weight, 0.0)
-    total = tl.sum(kept, 0)
-    divisor = total
-    if HAS_ITEMS:
-        divisor = tl.load(items)
-    divisor = tl.where((total == 0) & (divisor == 0), 1.0, divisor)  # nothing kept: 0, not 0 / 0
-    tl.store(out, divisor)
-    tl.store(out + 1, 1.0 / divisor)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def row_sum_kernel(
-    loss,  # [rows]
-    divisor,  # [1] float64
-    out,  # out: [1], loss's dtype
-    rows: tl.int64,
-    BLOCK: tl.constexpr,
-):
-    """One program: the rows' sum, always in the same order, divided."""
-    lane = tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, rows, BLOCK):
-        total += tl.load(loss + start + lane, mask=lane < rows - start, other=0.0).to(tl.float64)
-    tl.store(out, (tl.sum(total, 0) / tl.load(divisor)).to(out.dtype.element_ty))

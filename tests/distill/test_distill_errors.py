@@ -4,6 +4,9 @@ import torch
 from conftest import INF, NAN, pair
 from tamis.distill import DistillationLoss, distill_loss, reference
 
+WIDE = torch.ones(2, dtype=torch.float64)
+NESTED = torch.nested.nested_tensor([torch.zeros(4), torch.zeros(4)])
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -70,7 +73,7 @@ class TestErrors:
             ({"beta": "a"}, TypeError, "beta: expected a number, got str"),
             ({"label_smoothing": None}, TypeError, "label_smoothing: expected a number, got NoneType"),
             ({"divergence": "kl"}, ValueError, "divergence: expected forward_kl or .*, got 'kl'"),
-            ({"divergence": "jsd"}, NotImplementedError, "divergence: jsd is not yet implemented"),
+            ({"divergence": "jsd", "beta": 1.5}, ValueError, "beta: expected 0 to 1, got 1.5"),
             ({"reduction": "avg"}, ValueError, "reduction: expected mean or sum or none, got 'avg'"),
             ({"reduction": "sum", "num_items_in_batch": 3}, ValueError, "num_items_in_batch: expected reduction mean"),
             ({"num_items_in_batch": 0}, ValueError, "num_items_in_batch: expected a finite number above 0, got 0"),
@@ -89,6 +92,20 @@ class TestErrors:
             ({"row_weight": torch.ones(2) * 1j}, TypeError, "row_weight: expected float32, .* got torch.complex64"),
             ({"row_weight": torch.ones(2).to(torch.uint16)}, TypeError, "row_weight: expected .* got torch.uint16"),
             ({"row_weight": torch.tensor([1.0, -2.0])}, ValueError, "row_weight: expected finite .*, got -2.0"),
+            (
+                {"row_weight": WIDE * 1e300},
+                ValueError,
+                "row_weight: expected finite .* got 1e\\+300",
+            ),
+            ({"row_weight": WIDE * 1e-300}, ValueError, "row_weight: expected finite .* got 1e-300"),
+            ({"row_weight": NESTED}, TypeError, "row_weight: expected a dense tensor, got a nested one"),
+            ({"target": torch.ones(2).long().to_sparse()}, TypeError, "target: expected a dense tensor"),
+            ({"temperature": NESTED}, TypeError, "temperature: expected a dense tensor, got a nested one"),
+            (
+                {"num_items_in_batch": 1e-320},
+                ValueError,
+                "num_items_in_batch: expected a finite number above 0, got 1e-",
+            ),
             ({"row_weight": torch.tensor([1.0, NAN])}, ValueError, "row_weight: expected finite .*, got nan"),
             ({"target": torch.tensor([0, 156]).to(torch.uint8)}, ValueError, "target: expected 0 to 3, .* got 156"),
             ({"student_softcap": -1.0}, ValueError, "student_softcap: expected a finite number above 0, got -1.0"),
@@ -99,7 +116,7 @@ class TestErrors:
             ({"student_logit_scale": "a"}, TypeError, "student_logit_scale: expected a number, got str"),
             ({"student_logits": torch.zeros(2, 4).to_sparse()}, TypeError, "student_logits: expected a dense tensor"),
             (
-                {"teacher_logits": torch.nested.nested_tensor([torch.zeros(4), torch.zeros(4)])},
+                {"teacher_logits": NESTED},
                 TypeError,
                 "teacher_logits: expected a dense tensor, got a nested one",
             ),
@@ -194,6 +211,8 @@ class TestErrors:
             ({"row_weight": torch.tensor(1.0)}, "row_weight: expected one number per row in the shape"),
             ({"num_items_in_batch": torch.ones(2)}, "num_items_in_batch: expected a number in the shape"),
             ({"label_smoothing": -3.0}, "label_smoothing: expected 0 to 1, got -3"),
+            ({"divergence": "kl"}, "divergence: expected forward_kl, .* got kl"),
+            ({"divergence": "jsd", "beta": float("nan")}, "beta: expected 0 to 1, got nan"),
             ({"alpha": torch.tensor(1.0, device="meta")}, "alpha: expected device cpu, got meta"),
         ],
     )

@@ -105,6 +105,23 @@ def close(got, want, rtol, atol):
 
 
 @inner
+@pytest.mark.parametrize(
+    "chosen",
+    [{"divergence": "reverse_kl"}, {"divergence": "total_variation"}, {"divergence": "logit_mse"}]
+    + [{"divergence": "jsd", "beta": beta} for beta in (0.0, 0.1, 0.5, 1.0)],
+    ids=lambda chosen: "-".join(map(str, chosen.values())),
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_divergences(chosen, dtype):
+    student, teacher = logits(4, CLASSES, dtype=dtype), logits(4, CLASSES, seed=1, dtype=dtype)
+    student[0, 5], teacher[0, 5] = -INF, -INF
+    target = torch.tensor([3, -100, 70, 0])
+    check(student, teacher, temperature=2.0, reduction="none", **chosen)
+    check(student, teacher, target=target, temperature=0.5, alpha=0.3, student_softcap=20.0, **chosen)
+    check(student, teacher, target=target, alpha=torch.tensor([0.0, 0.5, 1.0, 0.7]), label_smoothing=0.1, **chosen)
+
+
+@inner
 @pytest.mark.parametrize("classes", [1, 5, 32, 33, 64])
 def test_tails(classes):
     loss, _ = check(logits(3, classes), logits(3, classes, seed=1), temperature=2.0)
@@ -225,6 +242,12 @@ def test_half_precision_keeps_its_reduction_for_the_backward():
     )
     torch.testing.assert_close(weighted[1:], [gradient, factor])
     assert torch.equal(cuda.scale_rows(gradient, torch.tensor(2.0), factor), gradient / 2)
+    masked = cuda.distill_loss_forward(  # the level is of the rows that count
+        student, teacher,
+        *arguments(torch.float32, {"row_weight": torch.tensor([0.0, 0.0, 1.0, 3e4]), "alpha": 0.5,
+                                   "target": torch.tensor([0, 0, 1, -100])}),
+    )  # fmt: skip
+    assert masked[2] == 1
     rows = torch.arange(4.0)
     cuda.scale_rows_(gradient, rows, torch.tensor(1.0))
     assert not gradient[0].any()
@@ -276,8 +299,25 @@ def test_statistics_of_ties_infinities_and_nan():
 def test_refusals():
     x = logits(2, 9)
     with pytest.raises(RuntimeError, match=r"tamis\.distill_loss: divergence"):
-        cuda.distill_loss(x, x, *arguments(torch.float32, {"divergence": "jsd"}))
+        cuda.distill_loss(x, x, *arguments(torch.float32, {"divergence": "kl"}))
     with pytest.raises(RuntimeError, match=r"tamis\.distill_loss: vocab_size"):
         cuda.distill_loss(x, x, *arguments(torch.float32, {"vocab_size": 10}))
     with pytest.raises(RuntimeError, match=r"tamis\.deviation_stats: teacher_logits"):
         cuda.deviation_stats(x, logits(2, 8))
+
+
+@inner
+def test_overwriting_refuses_what_it_would_spoil():
+    teacher, options = logits(3, 8, seed=1), arguments(torch.float32, {})
+    memory = logits(6, 8)
+    for student, other, words in (
+        (memory[:1].expand(3, 8), teacher, "rows that do not overlap"),
+        (memory.as_strided((2, 3, 8), (8, 8, 1)), teacher.expand(2, 3, 8), "rows that do not overlap"),
+        (memory[:3], memory[2:5], "teacher_logits in memory apart"),
+        (memory.T[:3], teacher[:, :6], "logits that two strides walk"),
+    ):
+        with pytest.raises(RuntimeError, match="tamis.distill_loss: overwrite_logits: expected " + words):
+            cuda.distill_loss_forward_(student, other, *options)
+    _, want, _ = cuda.distill_loss_forward(memory[1:4], teacher, *options)
+    cuda.distill_loss_forward_(memory[1:4], teacher, *options)
+    assert torch.equal(memory[1:4], want)

@@ -107,9 +107,44 @@ void in_two_threads(int64_t rows, int64_t classes, const Work& work) {
   first.join();
 }
 
+// D of one row, of logits s and t over tau; tau * dD/dz into g; doubt: the probability of classes where float cannot
+// tell p from q.
+double divergence(Divergence kind, double beta, const std::vector<double>& s, const std::vector<double>& t,
+                  std::vector<double>& g, double& doubt) {
+  const size_t n = s.size();
+  const double ls = logsumexp(s), lt = logsumexp(t);
+  double d = 0, mean = 0;
+  for (size_t c = 0; c < n; ++c) {
+    const double p = std::exp(s[c] - ls), q = std::exp(t[c] - lt), log_ratio = (s[c] - ls) - (t[c] - lt);
+    const double m = beta * q + (1 - beta) * p;
+    if (kind == kTotalVariation && std::fabs(log_ratio) < 1e-5) doubt += p;
+    switch (kind) {
+      case kForwardKl:
+        d -= q * log_ratio, g[c] = p - q;
+        break;
+      case kReverseKl:
+        d += p * log_ratio, mean += p * log_ratio, g[c] = p * log_ratio;
+        break;
+      case kJsd:
+        d += beta * q * std::log(q / m) + (1 - beta) * p * std::log(p / m);
+        mean += (1 - beta) * p * std::log(p / m), g[c] = (1 - beta) * p * std::log(p / m);
+        break;
+      case kTotalVariation:
+        d += std::fabs(p - q) / 2, g[c] = (p > q ? 0.5 : -0.5) * p, mean += g[c];
+        break;
+      default:
+        d += (s[c] - t[c]) * (s[c] - t[c]) / n, g[c] = 2 * (s[c] - t[c]) / n;
+    }
+  }
+  if (kind != kForwardKl && kind != kLogitMse)
+    for (size_t c = 0; c < n; ++c) g[c] -= std::exp(s[c] - ls) * mean;
+  return d;
+}
+
 template <class R>
-void check(Dtype ds, Dtype dt, int64_t classes, int variant) {
+void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
   std::mt19937 random(classes * 31 + variant);
+  const double loose = ds == f64 ? 1e-9 : 1;  // of what follows, for double
   const int64_t rows = 5, padding = variant % 3, width = classes + padding;
   Logits student(ds, rows, width, variant % 2 * 3), teacher(dt, rows, classes, variant), gradient(ds, rows, width, 1);
   student.fill(random, 3), teacher.fill(random, 3);
@@ -124,12 +159,15 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant) {
   op.student = student.matrix(classes), op.teacher = teacher.matrix(classes);
   op.student_transform = of_student, op.teacher_transform = of_teacher;
   op.temperature = tau.data(), op.temperature_step = 1, op.alpha = alpha.data();
+  op.divergence = kind, op.beta = 0.3;
   op.target = target.data(), op.row_weight = weight.data(), op.ignore_index = -100, op.label_smoothing = 0.1;
-  op.loss = loss.data(), op.gradient = gradient.matrix(width), op.gradient_scale = 0.5, op.stream_gradient = variant % 2;
+  op.loss = loss.data(), op.gradient = gradient.matrix(width), op.gradient_scale = 0.5,
+  op.stream_gradient = variant % 2;
   constexpr int real = sizeof(R) == 8;
   kernels.plan[real](op, rows);
-  in_two_threads(rows, classes,
-                 [&](int64_t begin, int64_t end, void* scratch) { kernels.distill_loss[ds][dt](op, begin, end, scratch); });
+  in_two_threads(rows, classes, [&](int64_t begin, int64_t end, void* scratch) {
+    kernels.distill_loss[ds][dt](op, begin, end, scratch);
+  });
   kernels.reduce[real](loss.data(), rows, 2, total.data());
 
   double sum = 0;
@@ -137,23 +175,27 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant) {
     const bool kept = weight[r] != 0 && target[r] != op.ignore_index;
     const auto s = row(student, r, classes, of_student, tau[r]), t = row(teacher, r, classes, of_teacher, tau[r]);
     const auto s1 = row(student, r, classes, of_student, 1);
-    const double ls = logsumexp(s), lt = logsumexp(t), l1 = logsumexp(s1);
+    const double l1 = logsumexp(s1);
     const double soft = kept ? weight[r] * alpha[0] : 0, hard = kept ? weight[r] * (1 - alpha[0]) : 0;
-    double kl = 0, ce = 0;
+    std::vector<double> slopes(classes);
+    double doubt = 0;
+    const double apart = divergence(kind, op.beta, s, t, slopes, doubt);
+    double ce = 0;
     for (int64_t c = 0; c < classes; ++c) {
-      const double q = std::exp(t[c] - lt), share = 0.1 / classes + (c == target[r] ? 0.9 : 0);
-      kl += q * ((t[c] - lt) - (s[c] - ls)), ce += share * (l1 - s1[c]);
+      const double share = 0.1 / classes + (c == target[r] ? 0.9 : 0);
+      ce += share * (l1 - s1[c]);
       const double capped = of_student.cap > 0 ? s1[c] / of_student.cap : 0;
       const double slope = of_student.scale * (1 - capped * capped);
-      const double want = 0.5 * slope *
-                          (soft * tau[r] * (std::exp(s[c] - ls) - q) + hard * (std::exp(s1[c] - l1) - share));
+      const double want = 0.5 * slope * (soft * tau[r] * slopes[c] + hard * (std::exp(s1[c] - l1) - share));
       const double got = gradient.at(r, c);
-      expect(std::fabs(got - want) <= 2 * kEps[ds] * std::fabs(want) + 3e-6, "gradient", ds, dt, classes, got, want);
+      expect(std::fabs(got - want) <= 2 * kEps[ds] * std::fabs(want) + 3e-6 * loose + doubt * soft * tau[r], "gradient",
+             ds, dt, classes, got, want);
     }
     for (int64_t c = classes; c < width; ++c)
       expect(gradient.at(r, c) == 0, "padding", ds, dt, classes, gradient.at(r, c), 0);
-    const double want = soft * tau[r] * tau[r] * kl + hard * ce, slack = (1 + tau[r]) * (1 + tau[r]) * weight[r];
-    expect(std::fabs(loss[r] - want) <= 1e-5 * (std::fabs(want) + slack), "loss", ds, dt, classes, loss[r], want);
+    const double want = soft * tau[r] * tau[r] * apart + hard * ce, slack = (1 + tau[r]) * (1 + tau[r]) * weight[r];
+    expect(std::fabs(loss[r] - want) <= 1e-5 * loose * (std::fabs(want) + slack), "loss", ds, dt, classes, loss[r],
+           want);
     sum += want;
   }
   expect(std::fabs(total[0] - sum / 2) <= 1e-3 * (1 + std::fabs(sum)), "total", ds, dt, classes, total[0], sum / 2);
@@ -183,11 +225,21 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant) {
     for (int model = 0; model < 2; ++model) {
       const auto x = model ? row(student, r, classes, of_student, 1) : row(teacher, r, classes, of_teacher, 1);
       const double want = logsumexp(x), got = fields[model][0][r];
-      expect(std::fabs(got - want) <= 2e-6 * (1 + std::fabs(want)), "logsumexp", ds, dt, classes, got, want);
+      expect(std::fabs(got - want) <= 2e-6 * loose * (1 + std::fabs(want)), "logsumexp", ds, dt, classes, got, want);
       double entropy = 0;
       for (double v : x) entropy += std::exp(v - want) * (want - v);
-      expect(std::fabs(fields[model][1][r] - entropy) <= 1e-5 * (1 + entropy), "entropy", ds, dt, classes,
+      expect(std::fabs(fields[model][1][r] - entropy) <= 1e-5 * loose * (1 + entropy), "entropy", ds, dt, classes,
              fields[model][1][r], entropy);
+      const int64_t top = std::max_element(x.begin(), x.end()) - x.begin();  // the first of equals
+      expect(argmax[model][r] == top, "argmax", ds, dt, classes, argmax[model][r], top);
+      const double p = fields[model][2][r], q = std::exp(x[top] - want);
+      expect(std::fabs(p - q) <= 1e-5 * loose * q, "max_prob", ds, dt, classes, p, q);
+      std::vector<double> others = x;
+      others.erase(others.begin() + argmax[0][r]);
+      const double odds = classes > 1 ? x[argmax[0][r]] - logsumexp(others) : HUGE_VAL, gotten = fields[model][3][r];
+      expect(gotten == odds || std::fabs(gotten - odds) <= 1e-5 * loose * (1 + std::fabs(odds)), "log_odds", ds, dt,
+             classes, gotten, odds);
+      expect(agree[r] == (argmax[0][r] == argmax[1][r]), "agree", ds, dt, classes, agree[r], 0);
     }
 }
 
@@ -199,8 +251,9 @@ int main() {
       for (int64_t classes : {1, 2, 7, 16, 33, 511, 512, 513, 1540})
         for (int variant = 0; variant < 4; ++variant) {
           if ((ds == f64) != (dt == f64)) continue;
-          ds == f64 ? check<double>(f64, f64, classes, variant)
-                    : check<float>(Dtype(ds), Dtype(dt), classes, variant);
+          for (int kind = 0; kind < kDivergences; ++kind)
+            ds == f64 ? check<double>(f64, f64, classes, variant, Divergence(kind))
+                      : check<float>(Dtype(ds), Dtype(dt), classes, variant, Divergence(kind));
         }
   std::printf("%d failures\n", failures);
   return failures != 0;

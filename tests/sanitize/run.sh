@@ -25,6 +25,6 @@ for sanitizer in address,undefined thread; do
     drive "" "${CXX:-g++}" neon 4 "${flags[@]}"
   fi
 done
-if command -v aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null; then
+if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then
   drive qemu-aarch64 aarch64-linux-gnu-g++ neon 4 -march=armv8-a -O2 -static
 fi

@@ -81,6 +81,8 @@ def load(path: Path) -> Result:
     schema = result.get("schema") if isinstance(result, dict) else None
     if schema != SCHEMA:
         raise ValueError(f"tamis.bench: {path}: expected a result of schema {SCHEMA}, got {schema}")
+    if not {"header", "rows"} <= set(result):
+        raise ValueError(f"tamis.bench: {path}: expected a header and rows, got {', '.join(result)}")
     return result
 
 

@@ -60,14 +60,14 @@ def bench(
     )
     if not result["rows"]:
         raise typer.BadParameter(f"--only: expected an expression that finds a case, got {only}")
+    if json:
+        engine.save(result, json)
     console = Console()
     if not console.is_terminal:  # a file has no width
         console = Console(width=150)
     show(result, console)
     if earlier:
         show_comparison(earlier, result, console)
-    if json:
-        engine.save(result, json)
 
 
 def _threads(word: str, every: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NAMES = "float32, bfloat16, float16 or float64"
+_NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -23,11 +24,16 @@ def check_tensor(fn: str, name: str, value: object) -> Tensor:
     return value
 
 
-def check_logits(fn: str, name: str, value: object) -> Tensor:
-    """Dense, [*, classes] of a float dtype, at least one class; rows may be none."""
+def check_dense(fn: str, name: str, value: object) -> Tensor:
     value = check_tensor(fn, name, value)
     if value.is_nested or value.layout != torch.strided:
         fail(fn, name, "a dense tensor", "a nested one" if value.is_nested else value.layout, TypeError)
+    return value
+
+
+def check_logits(fn: str, name: str, value: object) -> Tensor:
+    """Dense, [*, classes] of a float dtype, at least one class; rows may be none."""
+    value = check_dense(fn, name, value)
     if value.dtype not in FLOATS:
         fail(fn, name, NAMES, value.dtype, TypeError)
     if value.dim() < 1 or value.shape[-1] == 0:
@@ -35,10 +41,9 @@ def check_logits(fn: str, name: str, value: object) -> Tensor:
     return value
 
 
-def check_real(fn: str, name: str, value: Tensor, *, mask: bool = False) -> None:
+def check_real(fn: str, name: str, value: object, *, mask: bool = False) -> None:
     """Dense floats or integers; a mask may be bool."""
-    if value.layout != torch.strided:
-        fail(fn, name, "a dense tensor", value.layout, TypeError)
+    value = check_dense(fn, name, value)
     if value.dtype not in FLOATS + INTEGERS and not (mask and value.dtype == torch.bool):
         fail(fn, name, f"{NAMES}, or integers", value.dtype, TypeError)
 
@@ -52,7 +57,7 @@ def check_like(fn: str, name: str, value: Tensor, shape: Sequence[int], device: 
 
 def check_number(fn: str, name: str, value: object, expected: str, valid: Callable[[float], Any]) -> float:
     """Python's or numpy's. An integer beyond all floats counts as inf."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+    if isinstance(value, bool) or not isinstance(value, _NUMBERS):
         fail(fn, name, "a number", type(value).__name__, TypeError)
     try:
         number = float(value)

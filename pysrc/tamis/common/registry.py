@@ -14,7 +14,7 @@ def below_autograd(op: Callable[..., Any], *args: object) -> Any:
         return op(*args)
 
 
-def _refuse_tangents(op: Callable[..., Any], args: tuple[object, ...]) -> None:
+def refuse_tangents(op: object, args: tuple[object, ...]) -> None:
     """The op below autograd would drop them without a word."""
     if torch.autograd.forward_ad._current_level < 0:
         return
@@ -51,7 +51,7 @@ def register(
     _library.impl(name, given_all(reference), "CompositeExplicitAutograd")
 
     def route(*args: object) -> object:
-        _refuse_tangents(op, args)
+        refuse_tangents(op, args)
         out = differentiate(*args) if torch.is_grad_enabled() else below_autograd(op, *args)
         return list(out) if returns_list else out
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .reference import DIVERGENCES
+
 LANES, WARPS = 256, 8  # of a block of classes; both halved for float64, whose arithmetic takes twice the registers
 REGISTERS = 128  # a thread of the statistics may have: left alone, ptxas spills some to fit more programs
 ROWS_BLOCK = 1024  # rows a step where one program walks them all
@@ -95,10 +97,37 @@ def _classes(fn: str, student: Tensor, teacher: Tensor, vocab_size: int | None) 
     return classes
 
 
+def _check_overwritable(student: _Rows, logits: Tensor, teacher: _Rows) -> None:
+    """As csrc/distill.cpp does."""
+    what = "tamis.distill_loss: overwrite_logits: expected"
+    if student.tensor is not logits:
+        raise RuntimeError(f"{what} logits that two strides walk")
+    rows, width = logits.shape[:-1].numel(), logits.shape[-1]
+    groups = -(-rows // student.group)
+
+    def apart(inner: int, count: int, outer: int) -> bool:  # `count` rows, then the next lot
+        return inner >= width and outer >= (count - 1) * inner + width
+
+    one = student.stride >= width
+    two = apart(student.stride, student.group, student.group_stride) or apart(
+        student.group_stride, groups, student.stride
+    )
+    if rows > 1 and not (one if groups < 2 else two):
+        raise RuntimeError(f"{what} rows that do not overlap")
+
+    def extent(x: _Rows) -> tuple[int, int]:
+        last = (rows - 1) // x.group * x.group_stride + (min(rows, x.group) - 1) * x.stride + x.tensor.shape[-1]
+        return x.tensor.data_ptr(), x.tensor.data_ptr() + last * x.tensor.element_size()
+
+    mine, other = extent(student), extent(teacher)
+    if rows and mine[0] < other[1] and other[0] < mine[1]:
+        raise RuntimeError(f"{what} teacher_logits in memory apart from student_logits")
+
+
 def _divisor(student: Tensor, rows: int, target: Tensor | None, weight: Tensor | None, items: Tensor | None,
              ignore_index: int, reduction: str) -> Tensor:  # fmt: skip
     """[2] float64 on the device: what the loss is divided by, and its inverse."""
-    from ..kernels.distill.triton_kernels import divisor_kernel
+    from ..kernels.distill.triton_reduce import divisor_kernel
 
     if reduction != "mean":
         return student.new_ones(2, dtype=torch.float64)
@@ -109,6 +138,15 @@ def _divisor(student: Tensor, rows: int, target: Tensor | None, weight: Tensor |
             HAS_TARGET=target is not None, HAS_WEIGHT=weight is not None, HAS_ITEMS=items is not None,
         )  # fmt: skip
     return out
+
+
+def _divergence(name: str, beta: float) -> int:
+    """Its number in the kernels. jsd with beta 0 is forward_kl and with 1 reverse_kl: by convention."""
+    if name not in DIVERGENCES:
+        raise RuntimeError(f"tamis.distill_loss: divergence: expected {' or '.join(DIVERGENCES)}, got {name}")
+    if name == "jsd" and not 0 < beta < 1:
+        return 0 if beta == 0 else 1
+    return DIVERGENCES.index(name)
 
 
 def _forward(
@@ -134,10 +172,10 @@ def _forward(
     gradient: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The loss, the gradient's factor, the statistics; writes gradient, as large as student_logits, where given one."""
-    from ..kernels.distill.triton_kernels import distill_loss_kernel, row_sum_kernel
+    from ..kernels.distill.triton_kernels import distill_loss_kernel
+    from ..kernels.distill.triton_reduce import row_sum_kernel
 
-    if divergence != "forward_kl":
-        raise RuntimeError(f"tamis.distill_loss: divergence: expected forward_kl, got {divergence}")
+    kind = _divergence(divergence, beta)
     if reduction not in ("mean", "sum", "none"):
         raise RuntimeError(f"tamis.distill_loss: reduction: expected mean, sum or none, got {reduction}")
     classes = _classes("distill_loss", student_logits, teacher_logits, vocab_size)
@@ -149,11 +187,11 @@ def _forward(
     )  # fmt: skip
     student, teacher = _rows(student_logits), _rows(teacher_logits)
     written = student if gradient is None or gradient is student_logits else _rows(gradient)
-    if gradient is student_logits and student.tensor is not student_logits:
-        raise RuntimeError("tamis.distill_loss: overwrite_logits: expected logits that two strides walk")
+    if gradient is student_logits:
+        _check_overwritable(student, student_logits, teacher)
     x, real = student.tensor, _real(student_logits)
     rows = student_logits.shape[:-1].numel()
-    hard = target is not None and _known(alpha) != 1 and _known(temperature) != 1
+    hard = target is not None and _known(alpha) != 1 and (_known(temperature) != 1 or kind != 0)
 
     tau, mix = _on(x, temperature, real), _on(x, alpha, real)
     labels = None if target is None else _on(x, target, torch.int64)
@@ -165,7 +203,8 @@ def _forward(
     fold = x.dtype != torch.float16
     level = x.new_ones((), dtype=torch.float64)
     if weight is not None and not fold:
-        mean = weight.double().mean()
+        kept = weight != 0 if labels is None else (weight != 0) & (labels != ignore_index)
+        mean = torch.where(kept, weight, 0).double().sum() / kept.sum()
         level = torch.where((mean > 0) & (mean < float("inf")), mean, level)
     folded = divisor[1] if fold else 1 / level
     loss = x.new_empty(student_logits.shape[:-1], dtype=real)
@@ -176,12 +215,12 @@ def _forward(
                 x, teacher.tensor, tau, mix, labels, weight, folded, loss,
                 None if gradient is None else written.tensor, rows, classes, x.shape[-1],
                 *student[1:], *teacher[1:], *written[1:], int(tau.dim() > 0), int(mix.dim() > 0), ignore_index,
-                label_smoothing,
+                label_smoothing, beta,
                 student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0,
                 **_block(student_logits, teacher_logits), HAS_TARGET=labels is not None, HAS_WEIGHT=weight is not None,
                 GRADIENT=gradient is not None, HARD=hard, SMOOTH=labels is not None and label_smoothing > 0,
-                STUDENT_CAP=bool(student_softcap), TEACHER_CAP=bool(teacher_softcap), enable_fp_fusion=True,
-                debug=os.environ.get("TAMIS_DEBUG") == "1",  # compiles its assertion
+                STUDENT_CAP=bool(student_softcap), TEACHER_CAP=bool(teacher_softcap), DIVERGENCE=kind,
+                enable_fp_fusion=True, debug=os.environ.get("TAMIS_DEBUG") == "1",  # compiles its assertion
             )  # fmt: skip
         if reduction == "none":
             return loss, factor, statistics

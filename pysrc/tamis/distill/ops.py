@@ -12,21 +12,21 @@ from ..common.checks import (
     INTEGERS,
     check_bool,
     check_choice,
+    check_dense,
     check_integer,
     check_like,
     check_logits,
     check_number,
     check_real,
-    check_tensor,
     fail,
     reads_values,
     real_dtype,
 )
-from ..common.registry import below_autograd, once, register
+from ..common.registry import below_autograd, once, refuse_tangents, register
 from . import cuda, reference
+from .reference import DIVERGENCES
 
 INF = float("inf")
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse")
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -73,7 +73,7 @@ def distill_loss(
     return_stats: bool = False,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, DeviationStats]:
-    """alpha T^2 KL(teacher || student, both at temperature T) + (1 - alpha) CE(student at temperature 1, target).
+    """alpha T^2 D(teacher, student, both at temperature T) + (1 - alpha) CE(student at temperature 1, target).
 
     The gradient is formed in the forward pass, when one is needed, in one read of both logits; only student_logits gets
     one, all else is constant, also where it wants one. Differentiable once; forward mode and, but
@@ -87,14 +87,17 @@ def distill_loss(
         target: [*] integers in 0..classes-1. A row of `ignore_index` counts in neither term nor in the mean.
         temperature: T > 0: a number, a 0-d tensor, or one per row [*]. (A number specialises a compiled graph.)
         alpha: in [0, 1], likewise; below 1 it needs a target.
-        divergence: "forward_kl"; reverse_kl, jsd, total_variation and logit_mse are not yet implemented.
-        beta: of jsd.
+        divergence: D, of the teacher's softmax q and the student's p: "forward_kl" KL(q || p); "reverse_kl" KL(p || q);
+            "jsd" beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p; "total_variation" half the sum
+            of |p - q|, its gradient 0 where they are equal; "logit_mse" the mean over classes of (s - t)^2 / T^2.
+        beta: of jsd, in [0, 1]. 0 is forward_kl and 1 reverse_kl, by convention: the formula would be 0.
         label_smoothing: in [0, 1], of the cross-entropy, as torch's.
         reduction: "mean" divides by the weight of the rows kept, or by num_items_in_batch; "sum"; "none": [*].
         row_weight: [*], finite, at least 0; a bool mask will do. A row of weight 0 does not count, whatever it holds.
         num_items_in_batch: a number or 0-d tensor, for gradient accumulation ("mean" only).
         vocab_size: classes to read of both; needed where they differ. Padding never counts, its gradient is 0.
-        student_softcap, teacher_softcap: > 0; logits become cap * tanh(logits / cap), after the scale.
+        student_softcap, teacher_softcap: > 0; logits become cap * tanh(logits / cap), after the scale. Where it
+            saturates, the slope 1 - tanh^2 has lost its digits in float32, as torch's has.
         student_logit_scale, teacher_logit_scale: multiply the logits first.
         overwrite_logits: the gradient that student_logits need is written over them in the forward pass, and nothing
             is allocated. Do not read them afterwards; a second backward raises, as does one after another change to
@@ -106,13 +109,13 @@ def distill_loss(
         impl: "auto", "reference", "cpu", "triton" or "cuda".
     Returns:
         The loss, float32 (float64 for float64), sums in that dtype: 0-d, or [*] for "none". A class at -inf in both
-        models adds 0, one at -inf in the student alone makes its row inf, NaN stays in its row. No row kept: 0, with 0
-        gradients.
+        models adds 0; one at -inf in the student alone makes its row inf under forward_kl, in the teacher alone under
+        reverse_kl, in either under logit_mse. NaN stays in its row. No row kept: 0, with 0 gradients.
     Raises:
         TypeError, ValueError: an argument, before any work; values of CPU tensors are checked in eager mode, elsewhere
             a row with a bad target, temperature, alpha or weight has the loss NaN (Triton: TAMIS_DEBUG=1 asserts).
         RuntimeError: overwrite_logits where it cannot be.
-        NotImplementedError: a divergence that is to come; a second derivative, when one is asked for.
+        NotImplementedError: a second derivative, when one is asked for.
     Source: 2301.12923 section 1; Hinton et al. 2015 for T^2.
     """
     fn = "distill_loss"
@@ -136,16 +139,18 @@ def distill_loss(
         _check_weight(fn, row_weight, student_logits)
     items = _items(fn, num_items_in_batch, reduction, student_logits)
     choice = choose(fn, impl, student_logits)
-    arguments = (
-        student_logits, teacher_logits, target, tau, mix, divergence, beta, label_smoothing,
-        ignore_index, reduction, row_weight, items, *transforms, False, return_stats,
-    )  # fmt: skip
-    if overwrite_logits and student_logits.requires_grad:
+    if overwrite_logits and student_logits.requires_grad and torch.is_grad_enabled():
         if not torch.compiler.is_compiling() and student_logits.is_neg():
             fail(fn, "overwrite_logits", "student_logits without a pending negation", "one (resolve_neg)")
         base = None if torch.compiler.is_compiling() else student_logits._base
         if student_logits.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
             fail(fn, "overwrite_logits", "student_logits that are not a leaf", "a leaf, or a view of one")
+        tau, mix = tau.clone(), mix.clone()  # they may lie in the logits
+        row_weight = None if row_weight is None else row_weight.clone()
+    arguments = (
+        student_logits, teacher_logits, target, tau, mix, divergence, beta, label_smoothing,
+        ignore_index, reduction, row_weight, items, *transforms, False, return_stats,
+    )  # fmt: skip
     loss, *stats = _implementation(choice, student_logits, overwrite_logits)(*arguments)
     return (loss, DeviationStats(*stats)) if return_stats else loss
 
@@ -238,8 +243,6 @@ def check_options(
     """beta, label_smoothing, ignore_index."""
     fn = "distill_loss"
     check_choice(fn, "divergence", divergence, DIVERGENCES)
-    if divergence != "forward_kl":
-        raise NotImplementedError(f"tamis.{fn}: divergence: {divergence} is not yet implemented; forward_kl is")
     check_choice(fn, "reduction", reduction, REDUCTIONS)
     check_bool(fn, "overwrite_logits", overwrite_logits)
     check_bool(fn, "return_stats", return_stats)
@@ -268,10 +271,10 @@ def check_per_row(fn: str, name: str, value: float | Tensor) -> None:
 
 
 def _per_row(fn: str, name: str, value: float | Tensor, logits: Tensor) -> Tensor:
-    """A number for all rows or one each, as a tensor beside the logits: 0-d or [*]."""
+    """A number for all rows, 0-d, or one each, [*]. From the host it stays there: on CUDA a copy would wait."""
     check_per_row(fn, name, value)
     if not isinstance(value, Tensor):
-        return torch.tensor(float(value), dtype=real_dtype(logits), device=logits.device)
+        return torch.tensor(float(value), dtype=real_dtype(logits))
     if value.dim():
         check_like(fn, name, value, logits.shape[:-1], logits.device)
     return _constant(fn, name, value, logits)
@@ -280,7 +283,7 @@ def _per_row(fn: str, name: str, value: float | Tensor, logits: Tensor) -> Tenso
 def _constant(fn: str, name: str, value: Tensor, logits: Tensor) -> Tensor:
     if value.is_meta and not logits.is_meta:
         fail(fn, name, f"device {logits.device}", value.device)
-    return value.detach().to(logits.device)
+    return value.detach() if value.dim() == 0 and value.device.type == "cpu" else value.detach().to(logits.device)
 
 
 def _check_models(fn: str, student_logits: Tensor, teacher_logits: Tensor, vocab_size: int | None) -> int:
@@ -305,7 +308,7 @@ def _check_models(fn: str, student_logits: Tensor, teacher_logits: Tensor, vocab
 
 def _check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_index: int) -> Tensor:
     """int64."""
-    check_tensor(fn, "target", target)
+    check_dense(fn, "target", target)
     if target.dtype not in INTEGERS:
         fail(fn, "target", "integers, signed or uint8", target.dtype, TypeError)
     check_like(fn, "target", target, logits.shape[:-1], logits.device)
@@ -320,10 +323,10 @@ def _check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_
 
 
 def _check_weight(fn: str, weight: Tensor, logits: Tensor) -> None:
-    check_real(fn, "row_weight", check_tensor(fn, "row_weight", weight), mask=True)
+    check_real(fn, "row_weight", weight, mask=True)
     check_like(fn, "row_weight", weight, logits.shape[:-1], logits.device)
     if reads_values(weight):
-        valid = (weight >= 0) & (weight < INF)
+        valid = (weight == 0) | _POSITIVE[1](weight)
         if not bool(valid.all()):
             fail(fn, "row_weight", "finite numbers, at least 0", weight[~valid][0].item())
 
@@ -333,14 +336,13 @@ def _items(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor) 
         return None
     if reduction != "mean":
         fail(fn, "num_items_in_batch", "reduction mean beside it", reduction)
-    expected = "a finite number above 0"
+    expected, valid = _POSITIVE
     if not isinstance(items, Tensor):
-        number = check_number(fn, "num_items_in_batch", items, expected, lambda n: 0 < n < INF)
-        return torch.tensor(number, dtype=torch.float64, device=logits.device)
+        return torch.tensor(check_number(fn, "num_items_in_batch", items, expected, valid), dtype=torch.float64)
     check_real(fn, "num_items_in_batch", items)
     if items.numel() != 1:
         fail(fn, "num_items_in_batch", "one number", list(items.shape))
-    if reads_values(items) and not 0 < items.item() < INF:
+    if reads_values(items) and not valid(items.item()):
         fail(fn, "num_items_in_batch", expected, items.item())
     return _constant(fn, "num_items_in_batch", items, logits).reshape(())
 
@@ -351,6 +353,7 @@ def _implementation(choice: Choice, logits: Tensor, overwrite: bool) -> Callable
     if choice.backend == "triton" and logits.device.type == "cpu":  # the interpreter
         return partial(_differentiated, cuda.distill_loss_forward)
     if overwrite and logits.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        refuse_tangents("tamis.distill_loss", (logits,))
         return _Overwriting.apply
     return torch.ops.tamis.distill_loss.default
 
@@ -451,7 +454,8 @@ def _fake(
     """gradients: 0 none, 1 over the logits, 2 a new one."""
     tensors = {"teacher_logits": teacher_logits, "target": target, "temperature": temperature, "alpha": alpha}
     for name, value in {**tensors, "row_weight": row_weight, "num_items_in_batch": num_items_in_batch}.items():
-        if value is not None and value.device != student_logits.device:
+        number = value is not None and value.dim() == 0 and value.device.type == "cpu"
+        if value is not None and value.device != student_logits.device and not number:
             fail("distill_loss", name, f"device {student_logits.device}", value.device)
     real, rows = real_dtype(student_logits), student_logits.shape[:-1]
     loss = student_logits.new_empty(rows if reduction == "none" else (), dtype=real)

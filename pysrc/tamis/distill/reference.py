@@ -1,11 +1,14 @@
 """The same functions in plain torch, for any device; the truth when given float64. PAPERS: 2301.12923, section 1."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..common.checks import real_dtype
 
 INF = float("inf")
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse")  # in cpu.h's order
 
 
 def transformed(logits: Tensor, classes: int, softcap: float | None, scale: float) -> Tensor:
@@ -22,12 +25,38 @@ def _per_row(value: Tensor, like: Tensor) -> Tensor:
     return value if value.dim() == 0 else value.reshape(like.shape[:-1])
 
 
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q). A class without probability adds nothing, also where it is -inf in both."""
+    p = log_p.exp()
+    here = p != 0
+    return (p * (torch.where(here, log_p, 0) - torch.where(here, log_q, 0))).sum(-1)
+
+
+def divergence_of(name: str, beta: float, s: Tensor, t: Tensor) -> Tensor:
+    """D(softmax(t), softmax(s)) of logits [*, classes] -> [*].."""
+    if name == "logit_mse":
+        return torch.where(s == t, 0, s - t).square().mean(-1)  # -inf in both is no difference
+    log_p, log_q = torch.log_softmax(s, -1), torch.log_softmax(t, -1)
+    if name == "total_variation":
+        return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
+    if name == "forward_kl" or (name == "jsd" and beta == 0):
+        return _kl(log_q, log_p)
+    if name == "reverse_kl" or beta == 1:
+        return _kl(log_p, log_q)
+    neither = (log_p == -INF) & (log_q == -INF)  # there the gradient of logaddexp is NaN
+    mixed = (torch.where(neither, 0, x) for x in (log_q + math.log(beta), log_p + math.log(1 - beta)))
+    log_m = torch.logaddexp(*mixed)
+    return beta * _kl(log_q, log_m) + (1 - beta) * _kl(log_p, log_m)
+
+
 def row_losses(
     student_logits: Tensor,
     teacher_logits: Tensor,
     target: Tensor | None,
     temperature: Tensor,
     alpha: Tensor,
+    divergence: str,
+    beta: float,
     label_smoothing: float,
     ignore_index: int,
     row_weight: Tensor | None,
@@ -56,11 +85,8 @@ def row_losses(
     s = s * (sane.unsqueeze(-1) if sane.dim() else sane)  # and what is not valid makes its row NaN
 
     wide = tau.unsqueeze(-1) if tau.dim() else tau
-    log_p, log_q = torch.log_softmax(s / wide, -1), torch.log_softmax(t / wide, -1)
-    q = log_q.exp()
-    here = q != 0  # a class without probability adds nothing, also where it is -inf in both models
-    kl = (q * (torch.where(here, log_q, 0) - torch.where(here, log_p, 0))).sum(-1)
-    loss = torch.where(alpha == 0, 0, alpha * tau**2 * torch.where(alpha == 0, 0, kl))
+    apart = divergence_of(divergence, beta, s / wide, t / wide)
+    loss = torch.where(alpha == 0, 0, alpha * tau**2 * torch.where(alpha == 0, 0, apart))
     if target is not None and inside is not None:
         index = torch.where(inside & kept, target, 0).unsqueeze(-1)
         log_p1 = torch.log_softmax(s, -1)
@@ -112,6 +138,8 @@ def distill_loss(
         target,
         temperature,
         alpha,
+        divergence,
+        beta,
         label_smoothing,
         ignore_index,
         row_weight,

@@ -1,10 +1,13 @@
 """Valid arguments for every public op, to test one's own backend, compiler or wrapper with."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..distill.reference import DIVERGENCES
 
 Example = Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
 
@@ -46,6 +49,12 @@ def _distill_loss_rows() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (student.requires_grad_(), teacher, target, torch.tensor(1.0), torch.tensor(0.3)), options
 
 
+def _distill_loss_divergence(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    student, teacher = _models(3, 7)
+    target, options = torch.tensor([0, -100, 6]), {"divergence": name, "beta": 0.3, "student_softcap": 5.0}
+    return (student.requires_grad_(), teacher, target, torch.tensor(2.0), torch.tensor(0.6)), options
+
+
 def _distill_loss_with_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (*_models(3, 7), None, torch.tensor(2.0), torch.tensor(1.0)), {"return_stats": True}
 
@@ -68,5 +77,8 @@ def op_examples() -> dict[str, list[Example]]:
     """
     return {
         "deviation_stats": [_deviation_stats, _deviation_stats_every_option],
-        "distill_loss": [_distill_loss, _distill_loss_every_option, _distill_loss_rows, _distill_loss_with_stats],
+        "distill_loss": [
+            *(_distill_loss, _distill_loss_every_option, _distill_loss_rows, _distill_loss_with_stats),
+            *(partial(_distill_loss_divergence, name) for name in DIVERGENCES[1:]),
+        ],
     }

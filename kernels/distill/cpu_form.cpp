@@ -1,0 +1,185 @@
+// The divergences. Compiled once per ISA.
+//   forward_kl      KL(q || p)                          a = exp(s), b = exp(t)
+//   reverse_kl      KL(p || q)                          a = exp(s), b = a * (s - t)
+//   jsd             beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p
+//   total_variation 1/2 sum |p - q|                     both: a = exp(s), b = exp(t), then b = p * the gradient's part
+//   logit_mse       mean (s - t)^2                      a = s - t, b = 0
+// p and q are the softmaxes of s / tau and t / tau. Every one is read in a single pass; jsd and total variation, which
+// need both sums first, go over the exponentials in L2 once more, with two logarithms a class or none.
+#include "form.h"
+
+namespace tamis::TAMIS_ISA {
+namespace {
+
+enum Kind { kForward, kReverse, kSquare };  // how a block is read
+
+template <bool kCare, class V, class R>
+V exponential(V u, R scale) {
+  return kCare ? exp_nonpositive(u, scale) : exp_careless(u, scale);
+}
+
+template <bool kValue>
+struct Constant {
+  static constexpr bool value = kValue;
+};
+
+template <Kind kKind, bool kCare, bool kHard, bool kKeep, class R>
+Sums<R> read(const Read<R>& block) {
+  using V = Vector<R>;
+  const Read<R> x = block;  // its fields may not change with what is stored
+  V sum_s{}, sum_t{}, sum_d{}, sum_h{};
+  const auto step = [&](V s, V t, int64_t i, auto care) __attribute__((always_inline)) {
+    const V us = s - x.shift_s, ut = t - x.shift_t;
+    V a, b;
+    if constexpr (kKind == kSquare) {
+      a = care.value ? (s == t ? V{} : s - t) : s - t, b = V{};  // -inf in both is no difference
+      sum_d += a * a;
+    } else {
+      a = exponential<care.value>(us, x.inverse_tau), b = exponential<care.value>(ut, x.inverse_tau);
+      sum_s += a, sum_t += b;
+      const V weight = kKind == kForward ? b : a, d = weight * (kKind == kForward ? ut - us : us - ut);
+      const V counted = care.value ? (weight == 0 ? V{} : d) : d;  // no probability adds nothing, also at -inf in both
+      sum_d += counted;
+      if (kKind == kReverse) b = counted;
+    }
+    if constexpr (kKeep) store(x.a + i, a), store(x.b + i, b);
+    if constexpr (kHard) {
+      const V h = exponential<care.value>(us, R(1));
+      sum_h += h;
+      if constexpr (kKeep) store(x.h + i, h);
+    }
+  };
+  int64_t i = 0;
+  for (; i + kLanes<V> <= x.n; i += kLanes<V>) {
+    __builtin_prefetch(x.next_s + i * x.size_s);
+    __builtin_prefetch(x.next_t + i * x.size_t_);
+    step(load(x.s + i), load(x.t + i), i, Constant<kCare>{});
+  }
+  if (i < x.n) step(load_tail(x.s + i, x.n - i), load_tail(x.t + i, x.n - i), i, Constant<true>{});
+  return {reduce_add(sum_s), reduce_add(sum_t), reduce_add(sum_d), kHard ? reduce_add(sum_h) : R(0)};
+}
+
+template <class R>
+R offset(Tops<R> from, Tops<R> to) {  // what t - s gains
+  return (shift_of(from.teacher) - shift_of(to.teacher)) - (shift_of(from.student) - shift_of(to.student));
+}
+
+template <Kind kKind, class R>
+Sums<R> moved(const Sums<R>& x, Tops<R> from, Tops<R> to, R inverse_tau) {
+  const R hard = x.hard * rescale(from.student, to.student, R(1));
+  if (kKind == kSquare) return {0, 0, x.difference, hard};
+  const R s = rescale(from.student, to.student, inverse_tau), t = rescale(from.teacher, to.teacher, inverse_tau);
+  const R weight = kKind == kForward ? t : s, total = kKind == kForward ? x.teacher : x.student;
+  const R gained = kKind == kForward ? offset(from, to) : -offset(from, to);
+  return {x.student * s, x.teacher * t, total * weight == 0 ? R(0) : weight * (x.difference + total * gained), hard};
+}
+
+template <class R>
+void scale(R* x, int64_t n, R factor) {
+  for (int64_t i = 0; i < n; i += kLanes<Vector<R>>) store(x + i, load(x + i) * factor);
+}
+
+template <Kind kKind, bool kHard, class R>
+void move(R* a, R* b, R* h, int64_t n, Tops<R> from, Tops<R> to, R inverse_tau) {
+  const R s = rescale(from.student, to.student, inverse_tau);
+  if (kKind == kForward) scale(b, n, rescale(from.teacher, to.teacher, inverse_tau));
+  if (kKind == kReverse) {
+    const R gained = -offset(from, to);
+    for (int64_t i = 0; i < n; i += kLanes<Vector<R>>) {
+      const Vector<R> weight = load(a + i);
+      store(b + i, s * (weight == 0 ? Vector<R>{} : load(b + i) + weight * gained));
+    }
+  }
+  if (kKind != kSquare) scale(a, n, s);
+  if (kHard) scale(h, n, rescale(from.student, to.student, R(1)));
+}
+
+template <class R>
+Soft<R> forward_kl(const Sums<R>& x, R tau, R, R*, R*, int64_t) {
+  const double teacher = x.teacher, hot = tau;  // the terms nearly cancel when it is hot: once a row, in double
+  return {hot * (x.difference / teacher + hot * log(x.student / teacher)), tau / x.student, tau / x.teacher};
+}
+
+template <class R>
+Soft<R> reverse_kl(const Sums<R>& x, R tau, R, R*, R*, int64_t) {
+  const double student = x.student, hot = tau, mean = x.difference / student;
+  return {hot * (mean + hot * log(x.teacher / student)), R(-mean / student), -1 / x.student};
+}
+
+// Over all classes: step(p, q) returns what b becomes.
+template <class R, class Step>
+void over(const Sums<R>& sums, R* a, R* b, int64_t classes, const Step& step) {
+  using V = Vector<R>;
+  const R of_s = 1 / sums.student, of_t = 1 / sums.teacher;
+  int64_t i = 0;
+  for (; i + kLanes<V> <= classes; i += kLanes<V>) store(b + i, step(load(a + i) * of_s, load(b + i) * of_t));
+  if (i < classes) store(b + i, step(load_tail(a + i, classes - i, 0) * of_s, load_tail(b + i, classes - i, 0) * of_t));
+}
+
+template <class R>
+Soft<R> jsd(const Sums<R>& sums, R tau, R beta, R* a, R* b, int64_t classes) {
+  using V = Vector<R>;
+  V of_p{}, of_q{};
+  over(sums, a, b, classes, [&](V p, V q) __attribute__((always_inline)) {
+    const V m = p + beta * (q - p);  // exactly p where they are equal
+    const V x = p == 0 ? V{} : p * log(p / m);
+    of_p += x, of_q += q == 0 ? V{} : q * log(q / m);
+    return x;
+  });
+  const R mean = reduce_add(of_p), mixed = tau * (1 - beta);
+  return {double(tau) * tau * (beta * reduce_add(of_q) + (1 - beta) * mean), -mixed * mean / sums.student, -mixed};
+}
+
+template <class R>
+Soft<R> total_variation(const Sums<R>& sums, R tau, R, R* a, R* b, int64_t classes) {
+  using V = Vector<R>;
+  V apart{}, above{};
+  over(sums, a, b, classes, [&](V p, V q) __attribute__((always_inline)) {
+    const V x = p > q ? p : p < q ? -p : p * 0;
+    apart += max(q - p, p - q), above += x;
+    return x;
+  });
+  const R half = tau / 2;
+  return {double(tau) * half * reduce_add(apart), -half * reduce_add(above) / sums.student, -half};
+}
+
+template <class R>
+Soft<R> logit_mse(const Sums<R>& sums, R, R, R*, R*, int64_t classes) {
+  return {double(sums.difference) / classes, R(2) / classes, 0};
+}
+
+template <Kind kKind, bool kHard, bool kKeep, class R>
+constexpr Form<R> make(Soft<R> (*finish)(const Sums<R>&, R, R, R*, R*, int64_t), bool keeps) {
+  return {read<kKind, false, kHard, kKeep, R>,
+          read<kKind, true, kHard, kKeep, R>,
+          moved<kKind, R>,
+          move<kKind, kHard, R>,
+          finish,
+          keeps};
+}
+template <bool kHard, class R>
+struct Forms {
+  static constexpr Form<R> kept[kDivergences] = {
+      make<kForward, kHard, true, R>(forward_kl, false), make<kReverse, kHard, true, R>(reverse_kl, false),
+      make<kForward, kHard, true, R>(jsd, true), make<kForward, kHard, true, R>(total_variation, true),
+      make<kSquare, kHard, true, R>(logit_mse, false)};
+  static constexpr Form<R> forward_kl_alone = make<kForward, kHard, false, R>(forward_kl, false);
+};
+
+template <class R>
+const Form<R>& chosen(Divergence divergence, bool hard, bool gradient) {
+  if (divergence == kForwardKl && !gradient)
+    return hard ? Forms<true, R>::forward_kl_alone : Forms<false, R>::forward_kl_alone;
+  return (hard ? Forms<true, R>::kept : Forms<false, R>::kept)[divergence];
+}
+
+}  // namespace
+
+const Form<float>& form(float, Divergence divergence, bool hard, bool gradient) {
+  return chosen<float>(divergence, hard, gradient);
+}
+const Form<double>& form(double, Divergence divergence, bool hard, bool gradient) {
+  return chosen<double>(divergence, hard, gradient);
+}
+
+}  // namespace tamis::TAMIS_ISA
