@@ -9,7 +9,6 @@ FEATURES = {
     "plain": ("GRADIENT",),  # teacher only
     "value": ("HAS_TARGET", "HARD"),  # no gradient
 }
-DIVERGENCES = ("", "reverse-kl", "jsd", "total-variation", "logit-mse")
 STATS = (
     "teacher_logsumexp", "student_logsumexp", "teacher_entropy", "student_entropy", "teacher_max_prob",
     "student_max_prob", "teacher_log_odds", "student_log_odds",
@@ -24,7 +23,7 @@ def _warps(dtype: str) -> int:  # as pysrc/tamis/distill/cuda.py launches them
     return 4 if dtype == "fp64" else 8
 
 
-def _loss(student: str, teacher: str, features: str, divergence: int = 0) -> TritonVariant:
+def _loss(student: str, teacher: str, features: str) -> TritonVariant:
     on = FEATURES[features]
     constants: dict[str, Constant] = {"LANES": 32 * _warps(student), "VECTOR": min(VECTOR[student], VECTOR[teacher])}
     real = _real(student)
@@ -32,7 +31,7 @@ def _loss(student: str, teacher: str, features: str, divergence: int = 0) -> Tri
         module="triton_kernels",
         kernel="distill_loss_kernel",
         dtype=student,
-        label="-".join(filter(None, (student, teacher, features, DIVERGENCES[divergence]))),
+        label=f"{student}-{teacher}-{features}",
         types={
             "student": f"*{student}",
             "teacher": f"*{teacher}",
@@ -44,7 +43,7 @@ def _loss(student: str, teacher: str, features: str, divergence: int = 0) -> Tri
             "loss": real,
             "gradient": f"*{student}" if "GRADIENT" in on else None,
         },
-        constants=constants | {flag: flag in on for flag in FLAGS} | {"DIVERGENCE": divergence},
+        constants=constants | {flag: flag in on for flag in FLAGS} | {"DIVERGENCE": 0},
         warps=_warps(student),
     )
 
@@ -81,7 +80,6 @@ def _scale_rows(dtype: str, spelled: str) -> CudaVariant:
 
 VARIANTS: list[TritonVariant | CudaVariant] = [
     *(_loss(dtype, dtype, features) for dtype in ("bf16", "fp32") for features in FEATURES),
-    *(_loss(dtype, dtype, "full", divergence) for dtype in ("bf16", "fp32") for divergence in range(1, 5)),
     *(_loss(student, teacher, "full") for student, teacher in
       (("fp16", "fp16"), ("fp64", "fp64"), ("bf16", "fp32"), ("fp32", "bf16"))),
     *(_stats(dtype) for dtype in VECTOR),
