@@ -2,11 +2,12 @@
 //   loss = weight * (alpha * tau^2 * D(softmax(t / tau), softmax(s / tau)) + (1 - alpha) * CE(s, target))
 // Floor: both logits read once and the gradient written once, 12 bytes a class in float32; two exponentials a class
 // (none for logit_mse; one more where a target counts and tau != 1 or D is not forward_kl), about 14 vector
-// instructions each; jsd two logarithms, about 20 each. The tricks: each exponential is computed once, relative to its
-// block's maximum, into scratch that stays in L2, and the gradient only rescales it by block; the next block is
-// prefetched while this one is exponentiated; a block of the last row's gradient is written just before its slot in the
-// scratch is filled again, so that reads, arithmetic and writes overlap; a large gradient goes past the caches. What a
-// divergence does with a row is in cpu_form.cpp.
+// instructions each; jsd two logarithms, about 20 each.
+//
+// The tricks: each exponential is computed once, relative to its block's maximum, into scratch that stays in L2, and
+// the gradient only rescales it by block; the next block is prefetched while this one is exponentiated; a block of the
+// last row's gradient is written just before its slot in the scratch is filled again, so that reads, arithmetic and
+// writes overlap; a large gradient goes past the caches. What a divergence does with a row is in cpu_form.cpp.
 #include "form.h"
 
 namespace tamis::TAMIS_ISA {

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.autograd.forward_ad as fwAD
 from conftest import loss_and_gradient, pair
 from tamis.distill import DistillationLoss, distill_loss
 
@@ -75,11 +76,16 @@ class TestOverwriteLogits:
 
     def test_refused_forward_mode_changes_nothing(self):
         student, teacher = pair(3, 9)
-        with torch.autograd.forward_ad.dual_level():
-            logits = torch.autograd.forward_ad.make_dual(student * 1, torch.ones(3, 9))
-            with pytest.raises(NotImplementedError, match="tamis.distill_loss: forward-mode"):
-                distill_loss(logits, teacher, overwrite_logits=True)
-            assert torch.equal(torch.autograd.forward_ad.unpack_dual(logits).primal, student)
+        with fwAD.dual_level():
+            for student_tangent in (True, False):
+                logits, other = student * 1, teacher
+                if student_tangent:
+                    given = fwAD.make_dual(logits, torch.ones(3, 9)), other
+                else:
+                    given = logits, fwAD.make_dual(other, torch.ones(3, 9))
+                with pytest.raises(NotImplementedError, match="tamis.distill_loss: forward-mode"):
+                    distill_loss(*given, overwrite_logits=True)
+                assert torch.equal(logits, student)
 
     def test_leaf_is_refused(self):
         student, teacher = pair(3, 50)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def check_number(fn: str, name: str, value: object, expected: str, valid: Callab
 def check_integer(fn: str, name: str, value: object) -> int:
     """Of 64 bits; one that a traced graph leaves open stays so."""
     if isinstance(value, torch.SymInt):
-        return value  # type: ignore[return-value]
+        return cast(int, value)  # it stands for one, and torch types it apart
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         fail(fn, name, "an integer", type(value).__name__, TypeError)
     if not -(2**63) <= value < 2**63:

@@ -85,7 +85,8 @@ def distill_loss(
         student_logits: [*, classes], float32, bfloat16, float16 or float64; the leading axes are rows. Any strides.
         teacher_logits: [*, classes], its own dtype, but float64 beside float64 and only there. A constant, as the rest.
         target: [*] integers in 0..classes-1. A row of `ignore_index` counts in neither term nor in the mean.
-        temperature: T > 0: a number, a 0-d tensor, or one per row [*]. (A number specialises a compiled graph.)
+        temperature: T > 0, as every such number within 1e-37..1e37: a number, a 0-d tensor, or one per row [*]. (A
+            number specialises a compiled graph.)
         alpha: in [0, 1], likewise; below 1 it needs a target.
         divergence: D, of the teacher's softmax q and the student's p: "forward_kl" KL(q || p); "reverse_kl" KL(p || q);
             "jsd" beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p; "total_variation" half the sum
@@ -93,7 +94,7 @@ def distill_loss(
         beta: of jsd, in [0, 1]. 0 is forward_kl and 1 reverse_kl, by convention: the formula would be 0.
         label_smoothing: in [0, 1], of the cross-entropy, as torch's.
         reduction: "mean" divides by the weight of the rows kept, or by num_items_in_batch; "sum"; "none": [*].
-        row_weight: [*], finite, at least 0; a bool mask will do. A row of weight 0 does not count, whatever it holds.
+        row_weight: [*], 0 or above; a bool mask will do. A row of weight 0 does not count, whatever it holds.
         num_items_in_batch: a number or 0-d tensor, for gradient accumulation ("mean" only).
         vocab_size: classes to read of both; needed where they differ. Padding never counts, its gradient is 0.
         student_softcap, teacher_softcap: > 0; logits become cap * tanh(logits / cap), after the scale. Where it
@@ -139,10 +140,14 @@ def distill_loss(
         _check_weight(fn, row_weight, student_logits)
     items = _items(fn, num_items_in_batch, reduction, student_logits)
     choice = choose(fn, impl, student_logits)
-    if overwrite_logits and student_logits.requires_grad and torch.is_grad_enabled():
-        if not torch.compiler.is_compiling() and student_logits.is_neg():
-            fail(fn, "overwrite_logits", "student_logits without a pending negation", "one (resolve_neg)")
-        base = None if torch.compiler.is_compiling() else student_logits._base
+    overwriting = overwrite_logits and student_logits.requires_grad and torch.is_grad_enabled()
+    if overwriting:
+        base = None
+        if not torch.compiler.is_compiling():
+            refuse_tangents(f"tamis.{fn}", (student_logits, teacher_logits, tau, mix, row_weight, items))
+            if student_logits.is_neg():
+                fail(fn, "overwrite_logits", "student_logits without a pending negation", "one (resolve_neg)")
+            base = student_logits._base
         if student_logits.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
             fail(fn, "overwrite_logits", "student_logits that are not a leaf", "a leaf, or a view of one")
         tau, mix = tau.clone(), mix.clone()  # they may lie in the logits
@@ -151,7 +156,7 @@ def distill_loss(
         student_logits, teacher_logits, target, tau, mix, divergence, beta, label_smoothing,
         ignore_index, reduction, row_weight, items, *transforms, False, return_stats,
     )  # fmt: skip
-    loss, *stats = _implementation(choice, student_logits, overwrite_logits)(*arguments)
+    loss, *stats = _implementation(choice, student_logits, overwriting)(*arguments)
     return (loss, DeviationStats(*stats)) if return_stats else loss
 
 
@@ -190,7 +195,7 @@ def deviation_stats(
 
 
 # float32 holds such a number and its inverse.
-_POSITIVE: tuple[str, Callable[[Any], Any]] = ("a finite number above 0", lambda x: (x > 1e-37) & (x < 1e37))
+_POSITIVE: tuple[str, Callable[[Any], Any]] = ("a number within 1e-37..1e37", lambda x: (x > 1e-37) & (x < 1e37))
 
 
 class _Transforms(NamedTuple):
@@ -219,7 +224,7 @@ def check_transforms(
         return None if value is None else check_number(fn, name, value, *_POSITIVE)
 
     def scale(name: str, value: float) -> float:
-        return check_number(fn, name, value, "a finite number", lambda x: abs(x) < 1e37)
+        return check_number(fn, name, value, "a number within -1e37..1e37", lambda x: abs(x) < 1e37)
 
     return _Transforms(
         vocab_size,
@@ -328,7 +333,7 @@ def _check_weight(fn: str, weight: Tensor, logits: Tensor) -> None:
     if reads_values(weight):
         valid = (weight == 0) | _POSITIVE[1](weight)
         if not bool(valid.all()):
-            fail(fn, "row_weight", "finite numbers, at least 0", weight[~valid][0].item())
+            fail(fn, "row_weight", f"0 or {_POSITIVE[0]}", weight[~valid][0].item())
 
 
 def _items(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor) -> Tensor | None:
@@ -347,13 +352,12 @@ def _items(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor) 
     return _constant(fn, "num_items_in_batch", items, logits).reshape(())
 
 
-def _implementation(choice: Choice, logits: Tensor, overwrite: bool) -> Callable[..., Any]:
+def _implementation(choice: Choice, logits: Tensor, overwriting: bool) -> Callable[..., Any]:
     if choice.backend == "reference":
         return reference.distill_loss
     if choice.backend == "triton" and logits.device.type == "cpu":  # the interpreter
         return partial(_differentiated, cuda.distill_loss_forward)
-    if overwrite and logits.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        refuse_tangents("tamis.distill_loss", (logits,))
+    if overwriting and not torch.compiler.is_compiling():
         return _Overwriting.apply
     return torch.ops.tamis.distill_loss.default
 

@@ -33,7 +33,7 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def divergence_of(name: str, beta: float, s: Tensor, t: Tensor) -> Tensor:
-    """D(softmax(t), softmax(s)) of logits [*, classes] -> [*].."""
+    """D(softmax(t), softmax(s)) of logits [*, classes] -> [*]; beta of jsd, in [0, 1]."""
     if name == "logit_mse":
         return torch.where(s == t, 0, s - t).square().mean(-1)  # -inf in both is no difference
     log_p, log_q = torch.log_softmax(s, -1), torch.log_softmax(t, -1)
