@@ -106,6 +106,108 @@ Divergence divergence_of(const char* what, const std::string& name, double beta)
                   name);
 }
 
+// What the row kernel is given, with the tensors it points into.
+struct Rows {
+  const char* what;
+  DistillLoss op;
+  LossKernel kernel;
+  int64_t rows, classes, width;
+  bool wide;  // the arithmetic is in double
+  Tensor student, teacher, temperature, alpha, loss;
+  std::optional<Tensor> target, row_weight;
+};
+
+Rows prepare(const char* what, const Tensor& student_logits, const std::optional<Tensor>& teacher_logits,
+             const std::optional<Tensor>& target, const Tensor& temperature, const Tensor& alpha,
+             const std::string& divergence, double beta, double label_smoothing, int64_t ignore_index,
+             const std::optional<Tensor>& row_weight, std::optional<int64_t> vocab_size,
+             std::optional<double> student_softcap, std::optional<double> teacher_softcap, double student_logit_scale,
+             double teacher_logit_scale) {
+  STD_TORCH_CHECK(0 <= label_smoothing && label_smoothing <= 1, what, ": label_smoothing: expected 0 to 1, got ",
+                  label_smoothing);
+  const Tensor student = logits("tamis.distill_loss: student_logits", student_logits);
+  const Tensor teacher = teacher_logits ? logits("tamis.distill_loss: teacher_logits", *teacher_logits) : student;
+  const int64_t classes = counted_classes(what, student, teacher, vocab_size);
+  const DistillKernels& k = kernels().distill;
+  const auto kernel = k.distill_loss[dtype_of(what, student)][dtype_of(what, teacher)];
+  STD_TORCH_CHECK(kernel, what, ": teacher_logits: expected float64 beside float64 and only there");
+  const ScalarType real = real_type(student);
+  const std::vector<int64_t> axes = leading(student);
+  const auto numbers = [&](const char* name, const Tensor& t, Count count) {
+    return scalars(name, t, real, axes, count);
+  };
+  Rows r{what,
+         {},
+         kernel,
+         rows_of(student),
+         classes,
+         student.size(student.dim() - 1),
+         real == ScalarType::Double,
+         student,
+         teacher,
+         numbers("tamis.distill_loss: temperature", temperature, Count::either),
+         numbers("tamis.distill_loss: alpha", alpha, Count::either),
+         torch::stable::new_empty(student, axes, real),
+         {},
+         {}};
+  if (target) {
+    STD_TORCH_CHECK(target->scalar_type() == ScalarType::Long, what, ": target: expected int64, got ",
+                    torch::headeronly::toString(target->scalar_type()));
+    r.target = scalars("tamis.distill_loss: target", *target, ScalarType::Long, axes, Count::each);
+  }
+  if (row_weight) r.row_weight = numbers("tamis.distill_loss: row_weight", *row_weight, Count::each);
+
+  DistillLoss& op = r.op;
+  op.student = first_classes(student, classes), op.teacher = first_classes(teacher, classes);
+  op.student_transform = transform(student_logit_scale, student_softcap);
+  op.teacher_transform = transform(teacher_logit_scale, teacher_softcap);
+  op.temperature = r.temperature.const_data_ptr(), op.temperature_step = r.temperature.dim() != 0;
+  op.alpha = r.alpha.const_data_ptr(), op.alpha_step = r.alpha.dim() != 0;
+  op.target = r.target ? static_cast<const int64_t*>(r.target->const_data_ptr()) : nullptr;
+  op.row_weight = r.row_weight ? r.row_weight->const_data_ptr() : nullptr;
+  op.divergence = divergence_of(what, divergence, beta), op.beta = beta;
+  op.ignore_index = ignore_index, op.label_smoothing = label_smoothing;
+  op.loss = r.loss.mutable_data_ptr();
+  k.plan[r.wide](op, r.rows);
+  STD_TORCH_CHECK(teacher_logits || op.divergence == kAlone || op.kept_rows == 0, what,
+                  ": teacher_logits: expected a tensor where alpha is not 0");
+  return r;
+}
+
+// Whether the gradient may be written over the logits as they lie.
+void check_overwritable(const Rows& r, const Tensor& student_logits) {
+  STD_TORCH_CHECK(r.student.data_ptr() == student_logits.data_ptr(), r.what,
+                  ": overwrite_logits: expected logits that two strides walk, classes side by side");
+  const Matrix m = *walk(r.student);
+  const int64_t groups = r.rows ? (r.rows - 1) / m.group + 1 : 0;
+  const auto apart = [&](int64_t inner, int64_t count, int64_t outer) {  // `count` rows, then the next lot
+    return inner >= r.width && outer >= (count - 1) * inner + r.width;
+  };
+  STD_TORCH_CHECK(
+      r.rows < 2 || (groups < 2 ? m.stride >= r.width
+                                : apart(m.stride, m.group, m.group_stride) || apart(m.group_stride, groups, m.stride)),
+      r.what, ": overwrite_logits: expected rows that do not overlap");
+  if (r.op.divergence == kAlone) return;
+  const auto mine = extent(r.student, r.width), other = extent(r.teacher, r.classes);
+  STD_TORCH_CHECK(mine.second <= other.first || other.second <= mine.first, r.what,
+                  ": overwrite_logits: expected teacher_logits in memory apart from student_logits");
+}
+
+// The losses, the gradient where op has one, and the statistics where they are wanted.
+Tensors run(Rows& r, bool return_stats) {
+  std::optional<Stats> stats;
+  if (return_stats)
+    stats = prepare_stats(r.what, r.student, r.teacher, r.classes, r.op.student_transform, r.op.teacher_transform);
+  over_rows(r.what, r.rows, r.classes, [&](int64_t begin, int64_t end, void* scratch) {
+    if (!stats) return r.kernel(r.op, begin, end, scratch);
+    for (int64_t i = begin; i < end; ++i) {  // the row is read from memory once; before its gradient may overwrite it
+      stats->kernel(stats->op, i, i + 1, scratch);
+      r.kernel(r.op, i, i + 1, scratch);
+    }
+  });
+  return stats ? stats->out : Tensors{};
+}
+
 enum class Gradient { none, fresh, over_logits };
 
 template <Gradient kGradient>
@@ -119,44 +221,13 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
   const char* const what = "tamis.distill_loss";
   STD_TORCH_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none", what,
                   ": reduction: expected mean, sum or none, got ", reduction);
-  STD_TORCH_CHECK(0 <= label_smoothing && label_smoothing <= 1, what, ": label_smoothing: expected 0 to 1, got ",
-                  label_smoothing);
   STD_TORCH_CHECK(!overwrite_logits || kGradient == Gradient::over_logits, what,
                   ": overwrite_logits: the raw op changes no argument; tamis.distill.distill_loss does");
-  const Tensor student = logits("tamis.distill_loss: student_logits", student_logits);
-  const Tensor teacher = logits("tamis.distill_loss: teacher_logits", teacher_logits);
-  const int64_t rows = rows_of(student), classes = counted_classes(what, student, teacher, vocab_size);
-  const int64_t width = student.size(student.dim() - 1);
-  const DistillKernels& k = kernels().distill;
-  const auto kernel = k.distill_loss[dtype_of(what, student)][dtype_of(what, teacher)];
-  STD_TORCH_CHECK(kernel, what, ": teacher_logits: expected float64 beside float64 and only there");
-  const ScalarType real = real_type(student);
-  const bool wide = real == ScalarType::Double;
-
-  const std::vector<int64_t> axes = leading(student);
-  const Tensor tau = scalars("tamis.distill_loss: temperature", temperature, real, axes, Count::either);
-  const Tensor mix = scalars("tamis.distill_loss: alpha", alpha, real, axes, Count::either);
-  std::optional<Tensor> labels, weights;
-  if (target) {
-    STD_TORCH_CHECK(target->scalar_type() == ScalarType::Long, what, ": target: expected int64, got ",
-                    torch::headeronly::toString(target->scalar_type()));
-    labels = scalars("tamis.distill_loss: target", *target, ScalarType::Long, axes, Count::each);
-  }
-  if (row_weight) weights = scalars("tamis.distill_loss: row_weight", *row_weight, real, axes, Count::each);
-  Tensor loss = torch::stable::new_empty(student, axes, real);
-
-  DistillLoss op{};
-  op.student = first_classes(student, classes), op.teacher = first_classes(teacher, classes);
-  op.student_transform = transform(student_logit_scale, student_softcap);
-  op.teacher_transform = transform(teacher_logit_scale, teacher_softcap);
-  op.temperature = tau.const_data_ptr(), op.temperature_step = tau.dim() != 0;
-  op.alpha = mix.const_data_ptr(), op.alpha_step = mix.dim() != 0;
-  op.target = labels ? static_cast<const int64_t*>(labels->const_data_ptr()) : nullptr;
-  op.row_weight = weights ? weights->const_data_ptr() : nullptr;
-  op.divergence = divergence_of(what, divergence, beta), op.beta = beta;
-  op.ignore_index = ignore_index, op.label_smoothing = label_smoothing;
-  op.loss = loss.mutable_data_ptr();
-  k.plan[wide](op, rows);
+  Rows r = prepare(what, student_logits, teacher_logits, target, temperature, alpha, divergence, beta, label_smoothing,
+                   ignore_index, row_weight, vocab_size, student_softcap, teacher_softcap, student_logit_scale,
+                   teacher_logit_scale);
+  DistillLoss& op = r.op;
+  const Tensor& student = r.student;
 
   double divisor = 1;
   if (reduction == "mean") {
@@ -174,56 +245,57 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
   const double mean = op.kept_weight / op.kept_rows, level = mean > 0 && mean * 0 == 0 ? mean : 1;
   op.gradient_scale = fold ? 1 / divisor : 1 / level;
 
-  Tensors out;
   std::optional<Tensor> gradient;
   if constexpr (kGradient == Gradient::fresh)
     gradient =
         advise_huge_pages(torch::stable::empty(student.sizes(), student.scalar_type(), std::nullopt, student.device()));
   if constexpr (kGradient == Gradient::over_logits) {
-    STD_TORCH_CHECK(student.data_ptr() == student_logits.data_ptr(), what,
-                    ": overwrite_logits: expected logits that two strides walk, classes side by side");
-    const Matrix m = *walk(student);
-    const int64_t groups = rows ? (rows - 1) / m.group + 1 : 0;
-    const auto apart = [&](int64_t inner, int64_t count, int64_t outer) {  // `count` rows, then the next lot
-      return inner >= width && outer >= (count - 1) * inner + width;
-    };
-    STD_TORCH_CHECK(
-        rows < 2 || (groups < 2 ? m.stride >= width
-                                : apart(m.stride, m.group, m.group_stride) || apart(m.group_stride, groups, m.stride)),
-        what, ": overwrite_logits: expected rows that do not overlap");
-    const auto mine = extent(student, width), other = extent(teacher, classes);
-    STD_TORCH_CHECK(mine.second <= other.first || other.second <= mine.first, what,
-                    ": overwrite_logits: expected teacher_logits in memory apart from student_logits");
+    check_overwritable(r, student_logits);
     gradient = student;
   }
   if (gradient) {
-    op.gradient = first_classes(*gradient, width);
+    op.gradient = first_classes(*gradient, r.width);
     op.stream_gradient = kGradient == Gradient::fresh && gradient->numel() * gradient->element_size() >= kLarge;
   }
-  std::optional<Stats> stats;
-  if (return_stats) stats = prepare_stats(what, student, teacher, classes, op.student_transform, op.teacher_transform);
-  over_rows(what, rows, classes, [&](int64_t begin, int64_t end, void* scratch) {
-    if (!stats) return kernel(op, begin, end, scratch);
-    for (int64_t r = begin; r < end; ++r) {  // the row is read from memory once; before its gradient may overwrite it
-      stats->kernel(stats->op, r, r + 1, scratch);
-      kernel(op, r, r + 1, scratch);
-    }
-  });
+  const Tensors stats = run(r, return_stats);
 
+  Tensors out;
   if (reduction == "none") {
-    out.push_back(loss);
+    out.push_back(r.loss);
   } else {
-    Tensor total = torch::stable::new_empty(student, {}, real);
-    k.reduce[wide](loss.const_data_ptr(), rows, divisor, total.mutable_data_ptr());
+    Tensor total = torch::stable::new_empty(student, {}, r.loss.scalar_type());
+    kernels().distill.reduce[r.wide](r.loss.const_data_ptr(), r.rows, divisor, total.mutable_data_ptr());
     out.push_back(total);
   }
   if constexpr (kGradient == Gradient::fresh) out.push_back(*gradient);
   if constexpr (kGradient != Gradient::none) {
-    Tensor factor = torch::stable::new_empty(student, {}, real);
+    Tensor factor = torch::stable::new_empty(student, {}, r.loss.scalar_type());
     torch::stable::fill_(factor, fold ? 1 : level / divisor);
     out.push_back(factor);
   }
-  if (stats) out.insert(out.end(), stats->out.begin(), stats->out.end());
+  out.insert(out.end(), stats.begin(), stats.end());
+  return out;
+}
+
+Tensors distill_rows_(Tensor student_logits, const std::optional<Tensor>& teacher_logits,
+                      const std::optional<Tensor>& target, const Tensor& temperature, const Tensor& alpha,
+                      const std::string& divergence, double beta, double label_smoothing, int64_t ignore_index,
+                      const std::optional<Tensor>& row_weight, std::optional<int64_t> vocab_size,
+                      std::optional<double> student_softcap, std::optional<double> teacher_softcap,
+                      double student_logit_scale, double teacher_logit_scale,
+                      const std::optional<Tensor>& gradient_scale, bool return_stats) {
+  Rows r = prepare("tamis.distill_loss", student_logits, teacher_logits, target, temperature, alpha, divergence, beta,
+                   label_smoothing, ignore_index, row_weight, vocab_size, student_softcap, teacher_softcap,
+                   student_logit_scale, teacher_logit_scale);
+  if (gradient_scale) {
+    check_overwritable(r, student_logits);
+    const Tensor scale =
+        scalars("tamis._distill_rows_: gradient_scale", *gradient_scale, ScalarType::Double, {}, Count::one);
+    r.op.gradient = first_classes(r.student, r.width);
+    r.op.gradient_scale = *static_cast<const double*>(scale.const_data_ptr());
+  }
+  Tensors out = run(r, return_stats);
+  out.insert(out.begin(), r.loss);
   return out;
 }
 
@@ -260,6 +332,7 @@ STABLE_TORCH_LIBRARY_IMPL(tamis, CPU, m) {
   m.impl("distill_loss", TORCH_BOX(&tamis::distill_loss<tamis::Gradient::none>));
   m.impl("_distill_loss_forward", TORCH_BOX(&tamis::distill_loss<tamis::Gradient::fresh>));
   m.impl("_distill_loss_forward_", TORCH_BOX(&tamis::distill_loss<tamis::Gradient::over_logits>));
+  m.impl("_distill_rows_", TORCH_BOX(&tamis::distill_rows_));
   m.impl("_scale_rows", TORCH_BOX(&tamis::scale_rows));
   m.impl("_scale_rows_", TORCH_BOX(&tamis::scale_rows_));
   m.impl("deviation_stats", TORCH_BOX(&tamis::deviation_stats));

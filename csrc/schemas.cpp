@@ -19,6 +19,13 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   m.def("_distill_loss_forward(Tensor student_logits, " TAMIS_DISTILL_OPTIONS);
   // The same; the gradient is written over student_logits and not returned.
   m.def("_distill_loss_forward_(Tensor(a!) student_logits, " TAMIS_DISTILL_OPTIONS);
+  // One chunk of a linear loss: the weighted loss of each row, the statistics; gradient_scale (0-d) times the gradient
+  // goes over student_logits where it is given. No teacher where every alpha is 0.
+  m.def(
+      "_distill_rows_(Tensor(a!) student_logits, Tensor? teacher_logits, Tensor? target, Tensor temperature, "
+      "Tensor alpha, str divergence, float beta, float label_smoothing, int ignore_index, Tensor? row_weight, "
+      "SymInt? vocab_size, float? student_softcap, float? teacher_softcap, float student_logit_scale, "
+      "float teacher_logit_scale, Tensor? gradient_scale, bool return_stats) -> Tensor[]");
   // gradient [*, classes] times grad (0-d, or [*]) times factor (0-d).
   m.def("_scale_rows(Tensor gradient, Tensor grad, Tensor factor) -> Tensor");
   m.def("_scale_rows_(Tensor(a!) gradient, Tensor grad, Tensor factor) -> ()");

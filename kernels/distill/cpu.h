@@ -9,17 +9,17 @@ struct LogitTransform {  // x -> cap * tanh(scale * x / cap); cap 0: scale * x
   double scale, cap;
 };
 
-enum Divergence { kForwardKl, kReverseKl, kJsd, kTotalVariation, kLogitMse, kDivergences };
+enum Divergence { kForwardKl, kReverseKl, kJsd, kTotalVariation, kLogitMse, kDivergences, kAlone = kDivergences };
 
 struct DistillLoss {
-  Matrix student, teacher;  // [rows, classes]: the classes that count, not the padding
+  Matrix student, teacher;  // [rows, classes]: the classes that count, not the padding; kAlone: no teacher
   LogitTransform student_transform, teacher_transform;
   const void *temperature, *alpha;  // Real: [1] with step 0, or [rows] with step 1
   int64_t temperature_step, alpha_step;
   const int64_t* target;   // [rows], or null
   const void* row_weight;  // Real [rows], or null
-  Divergence divergence;
-  double beta;  // of jsd, within (0, 1)
+  Divergence divergence;   // the plan kernel makes it kAlone where every alpha is 0: cross-entropy
+  double beta;             // of jsd, within (0, 1)
   int64_t ignore_index;
   double label_smoothing;
   void* loss;             // out: Real [rows], with the row's weight

@@ -4,6 +4,7 @@
 //   jsd             beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p
 //   total_variation 1/2 sum |p - q|                     both: a = exp(s), b = exp(t), then b = p * the gradient's part
 //   logit_mse       mean (s - t)^2                      a = s - t, b = 0
+//   alone           no teacher: cross-entropy           a = exp(s)
 // p and q are the softmaxes of s / tau and t / tau. Every one is read in a single pass; jsd and total variation, which
 // need both sums first, go over the exponentials in L2 once more, with two logarithms a class or none.
 #include "form.h"
@@ -11,7 +12,7 @@
 namespace tamis::TAMIS_ISA {
 namespace {
 
-enum Kind { kForward, kReverse, kSquare };  // how a block is read
+enum Kind { kForward, kReverse, kSquare, kOne };  // how a block is read
 
 template <bool kCare, class V, class R>
 V exponential(V u, R scale) {
@@ -31,7 +32,10 @@ Sums<R> read(const Read<R>& block) {
   const auto step = [&](V s, V t, int64_t i, auto care) __attribute__((always_inline)) {
     const V us = s - x.shift_s, ut = t - x.shift_t;
     V a, b;
-    if constexpr (kKind == kSquare) {
+    if constexpr (kKind == kOne) {
+      a = exponential<care.value>(us, x.inverse_tau);
+      sum_s += a;
+    } else if constexpr (kKind == kSquare) {
       a = care.value ? (s == t ? V{} : s - t) : s - t, b = V{};  // -inf in both is no difference
       sum_d += a * a;
     } else {
@@ -42,7 +46,8 @@ Sums<R> read(const Read<R>& block) {
       sum_d += counted;
       if (kKind == kReverse) b = counted;
     }
-    if constexpr (kKeep) store(x.a + i, a), store(x.b + i, b);
+    if constexpr (kKeep) store(x.a + i, a);
+    if constexpr (kKeep && kKind != kOne) store(x.b + i, b);
     if constexpr (kHard) {
       const V h = exponential<care.value>(us, R(1));
       sum_h += h;
@@ -52,7 +57,7 @@ Sums<R> read(const Read<R>& block) {
   int64_t i = 0;
   for (; i + kLanes<V> <= x.n; i += kLanes<V>) {
     __builtin_prefetch(x.next_s + i * x.size_s);
-    __builtin_prefetch(x.next_t + i * x.size_t_);
+    if constexpr (kKind != kOne) __builtin_prefetch(x.next_t + i * x.size_t_);
     step(load(x.s + i), load(x.t + i), i, Constant<kCare>{});
   }
   if (i < x.n) step(load_tail(x.s + i, x.n - i), load_tail(x.t + i, x.n - i), i, Constant<true>{});
@@ -68,7 +73,9 @@ template <Kind kKind, class R>
 Sums<R> moved(const Sums<R>& x, Tops<R> from, Tops<R> to, R inverse_tau) {
   const R hard = x.hard * rescale(from.student, to.student, R(1));
   if (kKind == kSquare) return {0, 0, x.difference, hard};
-  const R s = rescale(from.student, to.student, inverse_tau), t = rescale(from.teacher, to.teacher, inverse_tau);
+  const R s = rescale(from.student, to.student, inverse_tau);
+  if (kKind == kOne) return {x.student * s, 0, 0, 0};
+  const R t = rescale(from.teacher, to.teacher, inverse_tau);
   const R weight = kKind == kForward ? t : s, total = kKind == kForward ? x.teacher : x.student;
   const R gained = kKind == kForward ? offset(from, to) : -offset(from, to);
   return {x.student * s, x.teacher * t, total * weight == 0 ? R(0) : weight * (x.difference + total * gained), hard};
@@ -95,81 +102,104 @@ void move(R* a, R* b, R* h, int64_t n, Tops<R> from, Tops<R> to, R inverse_tau) 
 }
 
 template <class R>
-Soft<R> forward_kl(const Sums<R>& x, R tau, R, R*, R*, int64_t) {
+Soft<R> forward_kl(const Sums<R>& x, const Compared<R>&, R tau, R, int64_t) {
   const double teacher = x.teacher, hot = tau;  // the terms nearly cancel when it is hot: once a row, in double
   return {hot * (x.difference / teacher + hot * log(x.student / teacher)), tau / x.student, tau / x.teacher};
 }
 
 template <class R>
-Soft<R> reverse_kl(const Sums<R>& x, R tau, R, R*, R*, int64_t) {
+Soft<R> reverse_kl(const Sums<R>& x, const Compared<R>&, R tau, R, int64_t) {
   const double student = x.student, hot = tau, mean = x.difference / student;
   return {hot * (mean + hot * log(x.teacher / student)), R(-mean / student), -1 / x.student};
 }
 
-// Over all classes: step(p, q) returns what b becomes.
+// step(p, q) returns what b becomes.
 template <class R, class Step>
-void over(const Sums<R>& sums, R* a, R* b, int64_t classes, const Step& step) {
+void over(const Sums<R>& sums, R* a, R* b, int64_t n, const Step& step) {
   using V = Vector<R>;
   const R of_s = 1 / sums.student, of_t = 1 / sums.teacher;
   int64_t i = 0;
-  for (; i + kLanes<V> <= classes; i += kLanes<V>) store(b + i, step(load(a + i) * of_s, load(b + i) * of_t));
-  if (i < classes) store(b + i, step(load_tail(a + i, classes - i, 0) * of_s, load_tail(b + i, classes - i, 0) * of_t));
+  for (; i + kLanes<V> <= n; i += kLanes<V>) store(b + i, step(load(a + i) * of_s, load(b + i) * of_t));
+  if (i < n) store(b + i, step(load_tail(a + i, n - i, 0) * of_s, load_tail(b + i, n - i, 0) * of_t));
 }
 
 template <class R>
-Soft<R> jsd(const Sums<R>& sums, R tau, R beta, R* a, R* b, int64_t classes) {
+Compared<R> compare_mixed(const Sums<R>& sums, R beta, R* a, R* b, int64_t n) {
   using V = Vector<R>;
   V of_p{}, of_q{};
-  over(sums, a, b, classes, [&](V p, V q) __attribute__((always_inline)) {
+  over(sums, a, b, n, [&](V p, V q) __attribute__((always_inline)) {
     const V m = p + beta * (q - p);  // exactly p where they are equal
     const V x = p == 0 ? V{} : p * log(p / m);
     of_p += x, of_q += q == 0 ? V{} : q * log(q / m);
     return x;
   });
-  const R mean = reduce_add(of_p), mixed = tau * (1 - beta);
-  return {double(tau) * tau * (beta * reduce_add(of_q) + (1 - beta) * mean), -mixed * mean / sums.student, -mixed};
+  return {reduce_add(of_p), reduce_add(of_q)};
 }
 
 template <class R>
-Soft<R> total_variation(const Sums<R>& sums, R tau, R, R* a, R* b, int64_t classes) {
+Soft<R> jsd(const Sums<R>& sums, const Compared<R>& x, R tau, R beta, int64_t) {
+  const R mixed = tau * (1 - beta);
+  return {double(tau) * tau * (beta * x.beside + (1 - beta) * x.slope), -mixed * x.slope / sums.student, -mixed};
+}
+
+template <class R>
+Compared<R> compare_apart(const Sums<R>& sums, R, R* a, R* b, int64_t n) {
   using V = Vector<R>;
   V apart{}, above{};
-  over(sums, a, b, classes, [&](V p, V q) __attribute__((always_inline)) {
+  over(sums, a, b, n, [&](V p, V q) __attribute__((always_inline)) {
     const V x = p > q ? p : p < q ? -p : p * 0;
     apart += max(q - p, p - q), above += x;
     return x;
   });
-  const R half = tau / 2;
-  return {double(tau) * half * reduce_add(apart), -half * reduce_add(above) / sums.student, -half};
+  return {reduce_add(above), reduce_add(apart)};
 }
 
 template <class R>
-Soft<R> logit_mse(const Sums<R>& sums, R, R, R*, R*, int64_t classes) {
+Soft<R> total_variation(const Sums<R>& sums, const Compared<R>& x, R tau, R, int64_t) {
+  const R half = tau / 2;
+  return {double(tau) * half * x.beside, -half * x.slope / sums.student, -half};
+}
+
+template <class R>
+Soft<R> logit_mse(const Sums<R>& sums, const Compared<R>&, R, R, int64_t classes) {
   return {double(sums.difference) / classes, R(2) / classes, 0};
 }
 
+template <class R>
+Soft<R> cross_entropy(const Sums<R>&, const Compared<R>&, R, R, int64_t) {
+  return {};
+}
+
+template <class R>
+using Compare = Compared<R> (*)(const Sums<R>&, R, R*, R*, int64_t);
+template <class R>
+using Finish = Soft<R> (*)(const Sums<R>&, const Compared<R>&, R, R, int64_t);
+
 template <Kind kKind, bool kHard, bool kKeep, class R>
-constexpr Form<R> make(Soft<R> (*finish)(const Sums<R>&, R, R, R*, R*, int64_t), bool keeps) {
+constexpr Form<R> make(Finish<R> finish, Compare<R> compare = nullptr) {
   return {read<kKind, false, kHard, kKeep, R>,
           read<kKind, true, kHard, kKeep, R>,
           moved<kKind, R>,
           move<kKind, kHard, R>,
-          finish,
-          keeps};
+          compare,
+          finish};
 }
 template <bool kHard, class R>
 struct Forms {
   static constexpr Form<R> kept[kDivergences] = {
-      make<kForward, kHard, true, R>(forward_kl, false), make<kReverse, kHard, true, R>(reverse_kl, false),
-      make<kForward, kHard, true, R>(jsd, true), make<kForward, kHard, true, R>(total_variation, true),
-      make<kSquare, kHard, true, R>(logit_mse, false)};
-  static constexpr Form<R> forward_kl_alone = make<kForward, kHard, false, R>(forward_kl, false);
+      make<kForward, kHard, true, R>(forward_kl), make<kReverse, kHard, true, R>(reverse_kl),
+      make<kForward, kHard, true, R>(jsd, compare_mixed),
+      make<kForward, kHard, true, R>(total_variation, compare_apart), make<kSquare, kHard, true, R>(logit_mse)};
+  static constexpr Form<R> forward_kl_unkept = make<kForward, kHard, false, R>(forward_kl);
 };
+template <bool kKeep, class R>
+constexpr Form<R> kCrossEntropy = make<kOne, false, kKeep, R>(cross_entropy);
 
 template <class R>
 const Form<R>& chosen(Divergence divergence, bool hard, bool gradient) {
+  if (divergence == kAlone) return gradient ? kCrossEntropy<true, R> : kCrossEntropy<false, R>;
   if (divergence == kForwardKl && !gradient)
-    return hard ? Forms<true, R>::forward_kl_alone : Forms<false, R>::forward_kl_alone;
+    return hard ? Forms<true, R>::forward_kl_unkept : Forms<false, R>::forward_kl_unkept;
   return (hard ? Forms<true, R>::kept : Forms<false, R>::kept)[divergence];
 }
 

@@ -31,27 +31,30 @@ struct Factors {
   R student, teacher, hard, uniform;
 };
 
-template <bool kHard, class R>
+enum Terms { kStudent, kPair, kPairAndHard };  // which of a, b, h hold something
+
+template <Terms kTerms, class R>
 Vector<R> combine(const R* a, const R* b, const R* h, const Factors<R>& f) {
+  if constexpr (kTerms == kStudent) return load(a) * f.student - f.uniform;
   const Vector<R> taken = load(b) * f.teacher + f.uniform;
-  if constexpr (kHard) return load(a) * f.student + (load(h) * f.hard - taken);
+  if constexpr (kTerms == kPairAndHard) return load(a) * f.student + (load(h) * f.hard - taken);
   return load(a) * f.student - taken;
 }
 
-template <bool kHard, class T, class R>
+template <Terms kTerms, class T, class R>
 void write(T* gradient, int64_t n, const R* a, const R* b, const R* h, const Factors<R>& f, bool past_caches) {
   constexpr int64_t lanes = kLanes<Vector<R>>, bytes = lanes * sizeof(T);
   int64_t i = 0;
   if (past_caches && (uintptr_t)gradient % bytes) {
     i = (bytes - (uintptr_t)gradient % bytes) / sizeof(T);
     if (i > n) i = n;
-    store_tail(gradient, i, combine<kHard>(a, b, h, f));
+    store_tail(gradient, i, combine<kTerms>(a, b, h, f));
   }
   for (; i + lanes <= n; i += lanes) {
-    const Vector<R> g = combine<kHard>(a + i, b + i, h + i, f);
+    const Vector<R> g = combine<kTerms>(a + i, b + i, h + i, f);
     past_caches ? stream(gradient + i, g) : store(gradient + i, g);
   }
-  if (i < n) store_tail(gradient + i, n - i, combine<kHard>(a + i, b + i, h + i, f));
+  if (i < n) store_tail(gradient + i, n - i, combine<kTerms>(a + i, b + i, h + i, f));
 }
 
 template <class T>
@@ -108,6 +111,9 @@ class Walk {
       : op_(op),
         source_(teacher),
         form_(form(R(), op.divergence, op.hard, op.gradient.data)),
+        terms_(op.divergence == kAlone ? kStudent
+               : op.hard               ? kPairAndHard
+                                       : kPair),
         f_s_(transform<R>(op.student_transform)),
         f_t_(transform<R>(op.teacher_transform)) {
     buffer_s_ = static_cast<R*>(scratch);
@@ -150,7 +156,7 @@ class Walk {
     const Transform<R>& f_t = row.soft != 0 ? f_t_ : f_s_;
     const Matrix& beside = row.soft != 0 ? op_.teacher : op_.student;
     const char* const teacher = static_cast<const char*>(beside.data) + row_offset(beside, r) * source.element;
-    const R inverse_tau = 1 / row.tau;
+    const R inverse_tau = terms_ == kStudent ? R(1) : 1 / row.tau;
     const bool smooth = row.hard != 0 && op_.label_smoothing > 0;
     Online<R> online;
     R total = 0, origin = 0;  // total: sum of s - origin
@@ -160,7 +166,7 @@ class Walk {
       const char* const next_s = (const char*)(student(r) + c) + kAhead;
       const char* const next_t = teacher + c * source.element + kAhead;
       const R* const s = numbers(student(r) + c, n, f_s_, buffer_s_);
-      const R* const t = source.numbers(teacher, c, n, f_t, buffer_t_);
+      const R* const t = terms_ == kStudent ? s : source.numbers(teacher, c, n, f_t, buffer_t_);
       const bool masked = online.top.student == -kInf || online.top.teacher == -kInf;  // so far; or the first block
       Tops<R> tops = masked ? Tops<R>{maximum(s, n), maximum(t, n)} : online.top;
       const auto block = [&] {
@@ -194,12 +200,15 @@ class Walk {
 
   void finish(int64_t r, const Row<R>& row, R inverse_tau, const Online<R>& o, R mean) {
     const R hard_sum = op_.hard ? o.sums.hard : o.sums.student, smoothing = op_.label_smoothing;
-    if (op_.gradient.data || form_.keeps)
-      for (int64_t c = 0; c < op_.student.classes; c += kBlock) move(c, o.top, inverse_tau);
+    const int64_t classes = op_.student.classes;
+    if (op_.gradient.data || form_.compare)
+      for (int64_t c = 0; c < classes; c += kBlock) move(c, o.top, inverse_tau);
     Soft<R> d{};
     R loss = 0;
     if (row.soft != 0) {
-      d = form_.finish(o.sums, row.tau, R(op_.beta), a_, b_, op_.student.classes);
+      const R beta = op_.beta;
+      const Compared<R> compared = form_.compare ? form_.compare(o.sums, beta, a_, b_, classes) : Compared<R>{};
+      d = form_.finish(o.sums, compared, row.tau, beta, classes);
       loss += R(row.soft * d.loss);
     }
     if (row.hard != 0) {
@@ -212,12 +221,12 @@ class Walk {
     if (!op_.gradient.data) return;
     const R scale = row.weight * R(op_.gradient_scale), soft = scale * row.soft, hard = scale * row.hard;
     const R of_hard = row.hard != 0 ? hard / hard_sum : R(0);  // without op_.hard a serves both terms
-    pending_ = {r,
-                0,
-                row.hard != 0 ? row.target : -1,
-                hard * (1 - smoothing),
-                {soft * d.student + (op_.hard ? R(0) : of_hard), soft * d.teacher, of_hard,
-                 hard * smoothing / op_.student.classes}};
+    pending_ = {
+        r,
+        0,
+        row.hard != 0 ? row.target : -1,
+        hard * (1 - smoothing),
+        {soft * d.student + (op_.hard ? R(0) : of_hard), soft * d.teacher, of_hard, hard * smoothing / classes}};
   }
 
   // Brings a block, relative to its own tops, to the row's.
@@ -242,7 +251,9 @@ class Walk {
     const int64_t target = p.target - begin;
     const bool has_target = 0 <= target && target < end - begin;
     const auto at = [&](int64_t i) {
-      return op_.hard ? combine<true>(a + i, b + i, h + i, f) : combine<false>(a + i, b + i, h + i, f);
+      return terms_ == kStudent ? combine<kStudent>(a + i, b + i, h + i, f)
+             : terms_ == kPair  ? combine<kPair>(a + i, b + i, h + i, f)
+                                : combine<kPairAndHard>(a + i, b + i, h + i, f);
     };
     R at_target = has_target ? at(target)[0] - p.label : R(0);
     if (!f_s_.identity()) {  // through the transform
@@ -254,8 +265,9 @@ class Walk {
       }
       f = {1, 0, 0, 0};
     }
-    op_.hard ? write<true>(g + begin, end - begin, a, b, h, f, op_.stream_gradient)
-             : write<false>(g + begin, end - begin, a, b, h, f, op_.stream_gradient);
+    terms_ == kStudent ? write<kStudent>(g + begin, end - begin, a, b, h, f, op_.stream_gradient)
+    : terms_ == kPair  ? write<kPair>(g + begin, end - begin, a, b, h, f, op_.stream_gradient)
+                       : write<kPairAndHard>(g + begin, end - begin, a, b, h, f, op_.stream_gradient);
     if (has_target) store_tail(g + p.target, 1, Vector<R>{} + at_target);
     pending_.written = end;
     if (end == classes) pending_.row = -1;
@@ -264,6 +276,7 @@ class Walk {
   const DistillLoss& op_;
   const Source<R>& source_;
   const Form<R>& form_;
+  const Terms terms_;
   const Transform<R> f_s_, f_t_;
   R *buffer_s_, *buffer_t_;  // [kBlock]
   R *a_, *b_, *h_;           // [classes, padded]
@@ -278,6 +291,7 @@ void distill_loss(const DistillLoss& op, int64_t begin, int64_t end, void* scrat
 
 template <class R>
 void plan(DistillLoss& op, int64_t rows) {
+  bool soft = false;
   op.hard = false;
   op.kept_weight = op.kept_rows = 0;
   for (int64_t r = 0; r < rows; ++r) {
@@ -285,8 +299,10 @@ void plan(DistillLoss& op, int64_t rows) {
     if (row.state == Row<R>::kSkipped) continue;
     op.kept_weight += row.weight;
     ++op.kept_rows;
+    soft |= row.soft != 0;
     op.hard |= row.hard != 0 && (row.tau != 1 || op.divergence != kForwardKl);
   }
+  if (!soft && op.target) op.divergence = kAlone, op.hard = false;
 }
 
 template <class R>

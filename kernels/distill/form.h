@@ -29,6 +29,11 @@ struct Read {
 };
 
 template <class R>
+struct Compared {  // of a block or a row, where a divergence compares one class's two probabilities
+  R slope, beside;
+};
+
+template <class R>
 struct Soft {  // tau^2 times the divergence, and its gradient as a * student - b * teacher
   double loss;
   R student, teacher;
@@ -43,9 +48,9 @@ struct Form {
   // Brings what is relative to one pair of maxima to another: sums, and a block's a, b, h.
   Sums<R> (*moved)(const Sums<R>& sums, Tops<R> from, Tops<R> to, R inverse_tau);
   void (*move)(R* a, R* b, R* h, int64_t n, Tops<R> from, Tops<R> to, R inverse_tau);
-  // The row's loss; b may become what the gradient is made of.
-  Soft<R> (*finish)(const Sums<R>& sums, R tau, R beta, R* a, R* b, int64_t classes);
-  bool keeps;  // finish needs a and b also where no gradient is wanted
+  // Null, or what it sums over n classes once the row's sums are known; b becomes what the gradient is made of.
+  Compared<R> (*compare)(const Sums<R>& sums, R beta, R* a, R* b, int64_t n);
+  Soft<R> (*finish)(const Sums<R>& sums, const Compared<R>& compared, R tau, R beta, int64_t classes);
 };
 
 // hard: some target counts, and a is not its exponential.

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import DeviationStats, check_options, check_per_row, check_transforms, distill_loss
+from .checks import check_options, check_per_row, check_transforms
+from .ops import DeviationStats, distill_loss
 
 
 class DistillationLoss(torch.nn.Module):
@@ -54,7 +55,17 @@ class DistillationLoss(torch.nn.Module):
             "return_stats": return_stats,
             "impl": impl,
         }
-        check_options(divergence, beta, label_smoothing, ignore_index, reduction, overwrite_logits, return_stats, impl)
+        check_options(
+            "distill_loss",
+            divergence,
+            beta,
+            label_smoothing,
+            ignore_index,
+            reduction,
+            overwrite_logits,
+            return_stats,
+            impl,
+        )
         check_transforms(
             "distill_loss", vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale
         )

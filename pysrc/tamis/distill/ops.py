@@ -7,27 +7,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.backend import IMPLEMENTATIONS, Choice, choose
-from ..common.checks import (
-    INTEGERS,
-    check_bool,
-    check_choice,
-    check_dense,
-    check_integer,
-    check_like,
-    check_logits,
-    check_number,
-    check_real,
-    fail,
-    reads_values,
-    real_dtype,
-)
-from ..common.registry import below_autograd, once, refuse_tangents, register
+from ..common.backend import Choice, choose
+from ..common.checks import fail, reads_values, real_dtype
+from ..common.registry import below_autograd, is_one, once, refuse_tangents, register
 from . import cuda, reference
-from .reference import DIVERGENCES
-
-INF = float("inf")
-REDUCTIONS = ("mean", "sum", "none")
+from .checks import (
+    check_models,
+    check_options,
+    check_target,
+    check_transforms,
+    check_weight,
+    items_of,
+    per_row,
+)
 
 
 class DeviationStats(NamedTuple):
@@ -121,24 +113,24 @@ def distill_loss(
     """
     fn = "distill_loss"
     beta, label_smoothing, ignore_index = check_options(
-        divergence, beta, label_smoothing, ignore_index, reduction, overwrite_logits, return_stats, impl
+        fn, divergence, beta, label_smoothing, ignore_index, reduction, overwrite_logits, return_stats, impl
     )
     transforms = check_transforms(
         fn, vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale
     )
-    classes = _check_models(fn, student_logits, teacher_logits, vocab_size)
-    tau = _per_row(fn, "temperature", temperature, student_logits)
-    mix = _per_row(fn, "alpha", alpha, student_logits)
+    classes = check_models(fn, student_logits, teacher_logits, vocab_size)
+    tau = per_row(fn, "temperature", temperature, student_logits)
+    mix = per_row(fn, "alpha", alpha, student_logits)
     if target is not None:
-        target = _check_target(fn, target, student_logits, classes, ignore_index)
+        target = check_target(fn, target, student_logits, classes, ignore_index)
     elif not isinstance(alpha, Tensor):
         if alpha < 1:
             fail(fn, "target", f"a target for alpha={alpha}", None)
     elif reads_values(alpha) and bool((alpha < 1).any()):
         fail(fn, "target", "a target for alpha below 1", None)
     if row_weight is not None:
-        _check_weight(fn, row_weight, student_logits)
-    items = _items(fn, num_items_in_batch, reduction, student_logits)
+        check_weight(fn, row_weight, student_logits)
+    items = items_of(fn, num_items_in_batch, reduction, student_logits)
     choice = choose(fn, impl, student_logits)
     overwriting = overwrite_logits and student_logits.requires_grad and torch.is_grad_enabled()
     if overwriting:
@@ -184,7 +176,7 @@ def deviation_stats(
     options = check_transforms(
         fn, vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale
     )
-    _check_models(fn, student_logits, teacher_logits, vocab_size)
+    check_models(fn, student_logits, teacher_logits, vocab_size)
     choice = choose(fn, impl, student_logits)
     run: Callable[..., Any] = torch.ops.tamis.deviation_stats.default
     if choice.backend == "reference":
@@ -195,163 +187,6 @@ def deviation_stats(
 
 
 # float32 holds such a number and its inverse.
-_POSITIVE: tuple[str, Callable[[Any], Any]] = ("a number within 1e-37..1e37", lambda x: (x > 1e-37) & (x < 1e37))
-
-
-class _Transforms(NamedTuple):
-    vocab_size: int | None
-    student_softcap: float | None
-    teacher_softcap: float | None
-    student_logit_scale: float
-    teacher_logit_scale: float
-
-
-def check_transforms(
-    fn: str,
-    vocab_size: int | None,
-    student_softcap: float | None,
-    teacher_softcap: float | None,
-    student_logit_scale: float,
-    teacher_logit_scale: float,
-) -> _Transforms:
-    """What can be said of them before any logits are seen."""
-    if vocab_size is not None:
-        vocab_size = check_integer(fn, "vocab_size", vocab_size)
-        if vocab_size < 1:
-            fail(fn, "vocab_size", "at least 1", vocab_size)
-
-    def cap(name: str, value: float | None) -> float | None:
-        return None if value is None else check_number(fn, name, value, *_POSITIVE)
-
-    def scale(name: str, value: float) -> float:
-        return check_number(fn, name, value, "a number within -1e37..1e37", lambda x: abs(x) < 1e37)
-
-    return _Transforms(
-        vocab_size,
-        cap("student_softcap", student_softcap),
-        cap("teacher_softcap", teacher_softcap),
-        scale("student_logit_scale", student_logit_scale),
-        scale("teacher_logit_scale", teacher_logit_scale),
-    )
-
-
-def check_options(
-    divergence: str,
-    beta: float,
-    label_smoothing: float,
-    ignore_index: int,
-    reduction: str,
-    overwrite_logits: bool,
-    return_stats: bool,
-    impl: str,
-) -> tuple[float, float, int]:
-    """beta, label_smoothing, ignore_index."""
-    fn = "distill_loss"
-    check_choice(fn, "divergence", divergence, DIVERGENCES)
-    check_choice(fn, "reduction", reduction, REDUCTIONS)
-    check_bool(fn, "overwrite_logits", overwrite_logits)
-    check_bool(fn, "return_stats", return_stats)
-    check_choice(fn, "impl", impl, IMPLEMENTATIONS)
-    return (
-        check_number(fn, "beta", beta, "0 to 1", lambda x: 0 <= x <= 1),
-        check_number(fn, "label_smoothing", label_smoothing, "0 to 1", lambda x: 0 <= x <= 1),
-        check_integer(fn, "ignore_index", ignore_index),
-    )
-
-
-_PER_ROW: dict[str, tuple[str, Callable[[Any], Any]]] = {  # a number or a tensor
-    "temperature": _POSITIVE,
-    "alpha": ("0 to 1", lambda a: (a >= 0) & (a <= 1)),
-}
-
-
-def check_per_row(fn: str, name: str, value: float | Tensor) -> None:
-    expected, valid = _PER_ROW[name]
-    if not isinstance(value, Tensor):
-        check_number(fn, name, value, expected, valid)
-        return
-    check_real(fn, name, value)
-    if reads_values(value) and not bool(valid(value).all()):
-        fail(fn, name, expected, value[~valid(value)][0].item() if value.dim() else value.item())
-
-
-def _per_row(fn: str, name: str, value: float | Tensor, logits: Tensor) -> Tensor:
-    """A number for all rows, 0-d, or one each, [*]. From the host it stays there: on CUDA a copy would wait."""
-    check_per_row(fn, name, value)
-    if not isinstance(value, Tensor):
-        return torch.tensor(float(value), dtype=real_dtype(logits))
-    if value.dim():
-        check_like(fn, name, value, logits.shape[:-1], logits.device)
-    return _constant(fn, name, value, logits)
-
-
-def _constant(fn: str, name: str, value: Tensor, logits: Tensor) -> Tensor:
-    if value.is_meta and not logits.is_meta:
-        fail(fn, name, f"device {logits.device}", value.device)
-    return value.detach() if value.dim() == 0 and value.device.type == "cpu" else value.detach().to(logits.device)
-
-
-def _check_models(fn: str, student_logits: Tensor, teacher_logits: Tensor, vocab_size: int | None) -> int:
-    """The number of classes that count."""
-    check_logits(fn, "student_logits", student_logits)
-    check_logits(fn, "teacher_logits", teacher_logits)
-    if (student_logits.dtype == torch.float64) != (teacher_logits.dtype == torch.float64):
-        fail(fn, "teacher_logits", "float64 beside float64 and only there", teacher_logits.dtype, TypeError)
-    rows, width, other = student_logits.shape[:-1], student_logits.shape[-1], teacher_logits.shape[-1]
-    if teacher_logits.shape[:-1] != rows:
-        fail(fn, "teacher_logits", f"leading axes {list(rows)}", list(teacher_logits.shape[:-1]))
-    if teacher_logits.device != student_logits.device:
-        fail(fn, "teacher_logits", f"device {student_logits.device}", teacher_logits.device)
-    if vocab_size is None:
-        if width != other:
-            fail(fn, "vocab_size", f"the classes to read of {width} and {other}", None)
-        return width
-    if vocab_size > min(width, other):
-        fail(fn, "vocab_size", f"1 to {min(width, other)}", vocab_size)
-    return vocab_size
-
-
-def _check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """int64."""
-    check_dense(fn, "target", target)
-    if target.dtype not in INTEGERS:
-        fail(fn, "target", "integers, signed or uint8", target.dtype, TypeError)
-    check_like(fn, "target", target, logits.shape[:-1], logits.device)
-    target = target.long()  # before anything is compared with it: narrow integers would wrap
-    if reads_values(target) and target.numel():
-        low, high = torch.aminmax(target)
-        if int(low) < 0 or int(high) >= classes:
-            outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
-            if bool(outside.any()):
-                fail(fn, "target", f"0 to {classes - 1}, or {ignore_index}", target[outside][0].item())
-    return target
-
-
-def _check_weight(fn: str, weight: Tensor, logits: Tensor) -> None:
-    check_real(fn, "row_weight", weight, mask=True)
-    check_like(fn, "row_weight", weight, logits.shape[:-1], logits.device)
-    if reads_values(weight):
-        valid = (weight == 0) | _POSITIVE[1](weight)
-        if not bool(valid.all()):
-            fail(fn, "row_weight", f"0 or {_POSITIVE[0]}", weight[~valid][0].item())
-
-
-def _items(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor) -> Tensor | None:
-    if items is None:
-        return None
-    if reduction != "mean":
-        fail(fn, "num_items_in_batch", "reduction mean beside it", reduction)
-    expected, valid = _POSITIVE
-    if not isinstance(items, Tensor):
-        return torch.tensor(check_number(fn, "num_items_in_batch", items, expected, valid), dtype=torch.float64)
-    check_real(fn, "num_items_in_batch", items)
-    if items.numel() != 1:
-        fail(fn, "num_items_in_batch", "one number", list(items.shape))
-    if reads_values(items) and not valid(items.item()):
-        fail(fn, "num_items_in_batch", expected, items.item())
-    return _constant(fn, "num_items_in_batch", items, logits).reshape(())
-
-
 def _implementation(choice: Choice, logits: Tensor, overwriting: bool) -> Callable[..., Any]:
     if choice.backend == "reference":
         return reference.distill_loss
@@ -360,11 +195,6 @@ def _implementation(choice: Choice, logits: Tensor, overwriting: bool) -> Callab
     if overwriting and not torch.compiler.is_compiling():
         return _Overwriting.apply
     return torch.ops.tamis.distill_loss.default
-
-
-def _is_one(grad: Tensor) -> bool:
-    """Where reading a number is free: eager mode on CPU, as `loss.backward()` gives it."""
-    return type(grad) is Tensor and grad.device.type == "cpu" and grad.dim() == 0 and grad.item() == 1
 
 
 class _DistillLoss(torch.autograd.Function):
@@ -381,7 +211,7 @@ class _DistillLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         gradient, factor, anchor = ctx.saved_tensors
-        if not (ctx.folded and _is_one(grad)):
+        if not (ctx.folded and is_one(grad)):
             gradient = torch.ops.tamis._scale_rows.default(gradient, grad, factor)
         return None, once(gradient, anchor, "distill_loss"), *[None] * (ctx.arguments - 1)
 
@@ -414,7 +244,7 @@ class _Overwriting(torch.autograd.Function):
             )
         (factor,) = ctx.saved_tensors
         gradient = logits.detach()
-        if not (ctx.folded and _is_one(grad)):
+        if not (ctx.folded and is_one(grad)):
             torch.ops.tamis._scale_rows_.default(gradient, grad, factor)
         return once(gradient, logits, "distill_loss"), *[None] * ctx.arguments
 
@@ -427,7 +257,7 @@ def _autograd(*arguments: Any) -> list[Tensor]:
     return _differentiated(forward, *arguments)
 
 
-def _fake_stats(student_logits: Tensor, *_: Any) -> list[Tensor]:
+def fake_stats(student_logits: Tensor, *_: Any) -> list[Tensor]:
     rows, real = student_logits.shape[:-1], real_dtype(student_logits)
     dtypes = [real] * 6 + [torch.int64] * 2 + [real] * 2 + [torch.bool]
     return [student_logits.new_empty(rows, dtype=dtype) for dtype in dtypes]
@@ -465,7 +295,12 @@ def _fake(
     loss = student_logits.new_empty(rows if reduction == "none" else (), dtype=real)
     gradient = [student_logits.new_empty(student_logits.shape)] if gradients == 2 else []
     factor = [student_logits.new_empty((), dtype=real)] if gradients else []
-    return [loss, *gradient, *factor, *(_fake_stats(student_logits) if return_stats else [])]
+    return [loss, *gradient, *factor, *(fake_stats(student_logits) if return_stats else [])]
+
+
+def _fake_rows(student_logits: Tensor, *arguments: Any) -> list[Tensor]:
+    loss = student_logits.new_empty(student_logits.shape[:-1], dtype=real_dtype(student_logits))
+    return [loss, *(fake_stats(student_logits) if arguments[-1] else [])]
 
 
 register(
@@ -487,6 +322,7 @@ register(
     cuda=cuda.distill_loss_forward_,
     reference=reference.distill_loss_forward_,
 )
+register("_distill_rows_", fake=_fake_rows, cuda=reference.distill_rows_, reference=reference.distill_rows_)
 register(
     "_scale_rows",
     fake=lambda gradient, grad, factor: gradient.new_empty(gradient.shape),
@@ -496,4 +332,4 @@ register(
 register(
     "_scale_rows_", fake=lambda gradient, grad, factor: None, cuda=cuda.scale_rows_, reference=reference.scale_rows_
 )
-register("deviation_stats", fake=_fake_stats, cuda=cuda.deviation_stats, reference=reference.deviation_stats)
+register("deviation_stats", fake=fake_stats, cuda=cuda.deviation_stats, reference=reference.deviation_stats)

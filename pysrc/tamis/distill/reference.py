@@ -1,6 +1,7 @@
 """The same functions in plain torch, for any device; the truth when given float64. PAPERS: 2301.12923, section 1."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,6 +165,22 @@ def distill_loss_forward_(student_logits: Tensor, *arguments: object) -> list[Te
     loss, gradient, *rest = distill_loss_forward(student_logits, *arguments)
     student_logits.copy_(gradient)
     return [loss, *rest]
+
+
+def distill_rows_(student_logits: Tensor, teacher_logits: Tensor | None, *arguments: Any) -> list[Tensor]:
+    """The raw op's arguments: [the weighted loss of each row, and the statistics where wanted]; with a gradient_scale
+    the gradient times it goes over student_logits. No teacher: no alpha above 0."""
+    *options, gradient_scale, return_stats = arguments
+    transforms = options[8:]
+    teacher = student_logits.detach().clone() if teacher_logits is None else teacher_logits
+    stats = deviation_stats(student_logits, teacher, *transforms) if return_stats else []
+    with torch.enable_grad():
+        leaf = student_logits.detach().requires_grad_()
+        losses, _ = row_losses(leaf, teacher, *options)
+        if gradient_scale is not None:
+            (gradient,) = torch.autograd.grad(losses.sum() * gradient_scale.to(losses), leaf)
+            student_logits.copy_(gradient)
+    return [losses.detach(), *stats]
 
 
 def scale_rows(gradient: Tensor, grad: Tensor, factor: Tensor) -> Tensor:

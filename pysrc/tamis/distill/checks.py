@@ -1,0 +1,182 @@
+"""What the functions of this family check of their arguments, and bring them to before the raw op."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..common.backend import IMPLEMENTATIONS
+from ..common.checks import (
+    INTEGERS,
+    check_bool,
+    check_choice,
+    check_dense,
+    check_integer,
+    check_like,
+    check_logits,
+    check_number,
+    check_real,
+    fail,
+    reads_values,
+    real_dtype,
+)
+from .reference import DIVERGENCES
+
+REDUCTIONS = ("mean", "sum", "none")
+
+_POSITIVE: tuple[str, Callable[[Any], Any]] = ("a number within 1e-37..1e37", lambda x: (x > 1e-37) & (x < 1e37))
+
+
+class Transforms(NamedTuple):
+    vocab_size: int | None
+    student_softcap: float | None
+    teacher_softcap: float | None
+    student_logit_scale: float
+    teacher_logit_scale: float
+
+
+def check_transforms(
+    fn: str,
+    vocab_size: int | None,
+    student_softcap: float | None,
+    teacher_softcap: float | None,
+    student_logit_scale: float,
+    teacher_logit_scale: float,
+) -> Transforms:
+    """What can be said of them before any logits are seen."""
+    if vocab_size is not None:
+        vocab_size = check_integer(fn, "vocab_size", vocab_size)
+        if vocab_size < 1:
+            fail(fn, "vocab_size", "at least 1", vocab_size)
+
+    def cap(name: str, value: float | None) -> float | None:
+        return None if value is None else check_number(fn, name, value, *_POSITIVE)
+
+    def scale(name: str, value: float) -> float:
+        return check_number(fn, name, value, "a number within -1e37..1e37", lambda x: abs(x) < 1e37)
+
+    return Transforms(
+        vocab_size,
+        cap("student_softcap", student_softcap),
+        cap("teacher_softcap", teacher_softcap),
+        scale("student_logit_scale", student_logit_scale),
+        scale("teacher_logit_scale", teacher_logit_scale),
+    )
+
+
+def check_options(
+    fn: str,
+    divergence: str,
+    beta: float,
+    label_smoothing: float,
+    ignore_index: int,
+    reduction: str,
+    overwrite_logits: bool,
+    return_stats: bool,
+    impl: str,
+) -> tuple[float, float, int]:
+    """beta, label_smoothing, ignore_index."""
+    check_choice(fn, "divergence", divergence, DIVERGENCES)
+    check_choice(fn, "reduction", reduction, REDUCTIONS)
+    check_bool(fn, "overwrite_logits", overwrite_logits)
+    check_bool(fn, "return_stats", return_stats)
+    check_choice(fn, "impl", impl, IMPLEMENTATIONS)
+    return (
+        check_number(fn, "beta", beta, "0 to 1", lambda x: 0 <= x <= 1),
+        check_number(fn, "label_smoothing", label_smoothing, "0 to 1", lambda x: 0 <= x <= 1),
+        check_integer(fn, "ignore_index", ignore_index),
+    )
+
+
+_PER_ROW: dict[str, tuple[str, Callable[[Any], Any]]] = {  # a number or a tensor
+    "temperature": _POSITIVE,
+    "alpha": ("0 to 1", lambda a: (a >= 0) & (a <= 1)),
+}
+
+
+def check_per_row(fn: str, name: str, value: float | Tensor) -> None:
+    expected, valid = _PER_ROW[name]
+    if not isinstance(value, Tensor):
+        check_number(fn, name, value, expected, valid)
+        return
+    check_real(fn, name, value)
+    if reads_values(value) and not bool(valid(value).all()):
+        fail(fn, name, expected, value[~valid(value)][0].item() if value.dim() else value.item())
+
+
+def per_row(fn: str, name: str, value: float | Tensor, logits: Tensor) -> Tensor:
+    """A number for all rows, 0-d, or one each, [*]. From the host it stays there: on CUDA a copy would wait."""
+    check_per_row(fn, name, value)
+    if not isinstance(value, Tensor):
+        return torch.tensor(float(value), dtype=real_dtype(logits))
+    if value.dim():
+        check_like(fn, name, value, logits.shape[:-1], logits.device)
+    return _constant(fn, name, value, logits)
+
+
+def _constant(fn: str, name: str, value: Tensor, logits: Tensor) -> Tensor:
+    if value.is_meta and not logits.is_meta:
+        fail(fn, name, f"device {logits.device}", value.device)
+    return value.detach() if value.dim() == 0 and value.device.type == "cpu" else value.detach().to(logits.device)
+
+
+def check_models(fn: str, student_logits: Tensor, teacher_logits: Tensor, vocab_size: int | None) -> int:
+    """The number of classes that count."""
+    check_logits(fn, "student_logits", student_logits)
+    check_logits(fn, "teacher_logits", teacher_logits)
+    if (student_logits.dtype == torch.float64) != (teacher_logits.dtype == torch.float64):
+        fail(fn, "teacher_logits", "float64 beside float64 and only there", teacher_logits.dtype, TypeError)
+    rows, width, other = student_logits.shape[:-1], student_logits.shape[-1], teacher_logits.shape[-1]
+    if teacher_logits.shape[:-1] != rows:
+        fail(fn, "teacher_logits", f"leading axes {list(rows)}", list(teacher_logits.shape[:-1]))
+    if teacher_logits.device != student_logits.device:
+        fail(fn, "teacher_logits", f"device {student_logits.device}", teacher_logits.device)
+    if vocab_size is None:
+        if width != other:
+            fail(fn, "vocab_size", f"the classes to read of {width} and {other}", None)
+        return width
+    if vocab_size > min(width, other):
+        fail(fn, "vocab_size", f"1 to {min(width, other)}", vocab_size)
+    return vocab_size
+
+
+def check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """int64."""
+    check_dense(fn, "target", target)
+    if target.dtype not in INTEGERS:
+        fail(fn, "target", "integers, signed or uint8", target.dtype, TypeError)
+    check_like(fn, "target", target, logits.shape[:-1], logits.device)
+    target = target.long()  # before anything is compared with it: narrow integers would wrap
+    if reads_values(target) and target.numel():
+        low, high = torch.aminmax(target)
+        if int(low) < 0 or int(high) >= classes:
+            outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
+            if bool(outside.any()):
+                fail(fn, "target", f"0 to {classes - 1}, or {ignore_index}", target[outside][0].item())
+    return target
+
+
+def check_weight(fn: str, weight: Tensor, logits: Tensor) -> None:
+    check_real(fn, "row_weight", weight, mask=True)
+    check_like(fn, "row_weight", weight, logits.shape[:-1], logits.device)
+    if reads_values(weight):
+        valid = (weight == 0) | _POSITIVE[1](weight)
+        if not bool(valid.all()):
+            fail(fn, "row_weight", f"0 or {_POSITIVE[0]}", weight[~valid][0].item())
+
+
+def items_of(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor) -> Tensor | None:
+    if items is None:
+        return None
+    if reduction != "mean":
+        fail(fn, "num_items_in_batch", "reduction mean beside it", reduction)
+    expected, valid = _POSITIVE
+    if not isinstance(items, Tensor):
+        return torch.tensor(check_number(fn, "num_items_in_batch", items, expected, valid), dtype=torch.float64)
+    check_real(fn, "num_items_in_batch", items)
+    if items.numel() != 1:
+        fail(fn, "num_items_in_batch", "one number", list(items.shape))
+    if reads_values(items) and not valid(items.item()):
+        fail(fn, "num_items_in_batch", expected, items.item())
+    return _constant(fn, "num_items_in_batch", items, logits).reshape(())
