@@ -128,6 +128,12 @@ inline Tensor scalars(const char* what, const Tensor& t, ScalarType real, const 
   return torch::stable::contiguous(t.scalar_type() == real ? t : torch::stable::to(t, real));
 }
 
+// One number, from the host.
+inline double number(const char* what, const Tensor& t) {
+  const Tensor x = scalars(what, t, ScalarType::Double, {}, Count::one);
+  return *static_cast<const double*>(x.const_data_ptr());
+}
+
 // Rows per task: enough elements that starting a thread pays.
 inline int64_t grain(int64_t classes) { return 1 + 32768 / (1 + classes); }
 

@@ -117,12 +117,13 @@ struct Rows {
   std::optional<Tensor> target, row_weight;
 };
 
+// of_classes: of a whole row, where student_logits are a tile.
 Rows prepare(const char* what, const Tensor& student_logits, const std::optional<Tensor>& teacher_logits,
              const std::optional<Tensor>& target, const Tensor& temperature, const Tensor& alpha,
              const std::string& divergence, double beta, double label_smoothing, int64_t ignore_index,
              const std::optional<Tensor>& row_weight, std::optional<int64_t> vocab_size,
              std::optional<double> student_softcap, std::optional<double> teacher_softcap, double student_logit_scale,
-             double teacher_logit_scale) {
+             double teacher_logit_scale, std::optional<int64_t> of_classes = {}) {
   STD_TORCH_CHECK(0 <= label_smoothing && label_smoothing <= 1, what, ": label_smoothing: expected 0 to 1, got ",
                   label_smoothing);
   const Tensor student = logits("tamis.distill_loss: student_logits", student_logits);
@@ -167,6 +168,7 @@ Rows prepare(const char* what, const Tensor& student_logits, const std::optional
   op.row_weight = r.row_weight ? r.row_weight->const_data_ptr() : nullptr;
   op.divergence = divergence_of(what, divergence, beta), op.beta = beta;
   op.ignore_index = ignore_index, op.label_smoothing = label_smoothing;
+  op.classes = of_classes.value_or(classes);
   op.loss = r.loss.mutable_data_ptr();
   k.plan[r.wide](op, r.rows);
   STD_TORCH_CHECK(teacher_logits || op.divergence == kAlone || op.kept_rows == 0, what,
@@ -232,11 +234,7 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
   double divisor = 1;
   if (reduction == "mean") {
     divisor = op.kept_weight;
-    if (num_items_in_batch) {
-      const Tensor items =
-          scalars("tamis.distill_loss: num_items_in_batch", *num_items_in_batch, ScalarType::Double, {}, Count::one);
-      divisor = *static_cast<const double*>(items.const_data_ptr());
-    }
+    if (num_items_in_batch) divisor = number("tamis.distill_loss: num_items_in_batch", *num_items_in_batch);
     if (op.kept_weight == 0 && divisor == 0) divisor = 1;  // nothing kept: 0, not 0 / 0
   }
   // A half-precision gradient divided by the number of rows would underflow before a gradient scaler multiplies it, and
@@ -289,14 +287,48 @@ Tensors distill_rows_(Tensor student_logits, const std::optional<Tensor>& teache
                    student_logit_scale, teacher_logit_scale);
   if (gradient_scale) {
     check_overwritable(r, student_logits);
-    const Tensor scale =
-        scalars("tamis._distill_rows_: gradient_scale", *gradient_scale, ScalarType::Double, {}, Count::one);
     r.op.gradient = first_classes(r.student, r.width);
-    r.op.gradient_scale = *static_cast<const double*>(scale.const_data_ptr());
+    r.op.gradient_scale = number("tamis._distill_rows_: gradient_scale", *gradient_scale);
   }
   Tensors out = run(r, return_stats);
   out.insert(out.begin(), r.loss);
   return out;
+}
+
+Tensor distill_tile_(Tensor student_logits, const std::optional<Tensor>& teacher_logits,
+                     const std::optional<Tensor>& target, const Tensor& temperature, const Tensor& alpha,
+                     const std::string& divergence, double beta, double label_smoothing, int64_t ignore_index,
+                     const std::optional<Tensor>& row_weight, std::optional<int64_t> vocab_size,
+                     std::optional<double> student_softcap, std::optional<double> teacher_softcap,
+                     double student_logit_scale, double teacher_logit_scale, Tensor state, int64_t first,
+                     int64_t classes, const std::string& stage, const std::optional<Tensor>& grad,
+                     const std::optional<Tensor>& gradient_scale) {
+  const char* const what = "tamis._distill_tile_";
+  STD_TORCH_CHECK(stage == "sum" || stage == "compare" || stage == "gradient", what,
+                  ": stage: expected sum, compare or gradient, got ", stage);
+  const Rows r = prepare(what, student_logits, teacher_logits, target, temperature, alpha, divergence, beta,
+                         label_smoothing, ignore_index, row_weight, vocab_size, student_softcap, teacher_softcap,
+                         student_logit_scale, teacher_logit_scale, classes);
+  STD_TORCH_CHECK(0 <= first && first + r.width <= classes, what, ": first: expected a tile of ", r.width,
+                  " classes within ", classes, ", got ", first);
+  STD_TORCH_CHECK(state.is_cpu() && state.is_contiguous() && state.scalar_type() == r.loss.scalar_type() &&
+                      shape(state) == std::vector<int64_t>({r.rows, kTileState}),
+                  what, ": state: expected [", r.rows, ", ", kTileState, "], contiguous, of the loss's dtype");
+  DistillTile tile{r.op, kSum, first, state.mutable_data_ptr(), nullptr, 0};
+  std::optional<Tensor> grads;
+  if (stage == "compare") tile.stage = kCompare;
+  if (stage == "gradient") {
+    STD_TORCH_CHECK(grad && gradient_scale, what, ": grad, gradient_scale: expected tensors");
+    check_overwritable(r, student_logits);
+    tile.stage = kGradient;
+    grads = scalars("tamis._distill_tile_: grad", *grad, r.loss.scalar_type(), leading(r.student), Count::either);
+    tile.grad = grads->const_data_ptr(), tile.grad_step = grads->dim() != 0;
+    tile.op.gradient_scale = number("tamis._distill_tile_: gradient_scale", *gradient_scale);
+  }
+  const auto kernel = kernels().distill.distill_tile[dtype_of(what, r.student)][dtype_of(what, r.teacher)];
+  over_rows(what, r.rows, r.width,
+            [&](int64_t begin, int64_t end, void* scratch) { kernel(tile, begin, end, scratch); });
+  return r.loss;
 }
 
 void scale(const Tensor& gradient, const Tensor& grad, const Tensor& factor, Tensor& out, bool past_caches) {
@@ -304,8 +336,7 @@ void scale(const Tensor& gradient, const Tensor& grad, const Tensor& factor, Ten
   const int64_t rows = rows_of(gradient), classes = gradient.size(gradient.dim() - 1);
   const ScalarType real = real_type(gradient);
   const Tensor g = scalars("tamis._scale_rows: grad", grad, real, leading(gradient), Count::either);
-  const Tensor f = scalars("tamis._scale_rows: factor", factor, ScalarType::Double, {}, Count::one);
-  const double times = *static_cast<const double*>(f.const_data_ptr());
+  const double times = number("tamis._scale_rows: factor", factor);
   const auto kernel = kernels().distill.scale_rows[dtype_of(what, gradient)];
   const Matrix from = *walk(gradient), to = *walk(out);
   torch::stable::parallel_for(0, rows, grain(classes), [&](int64_t begin, int64_t end) {
@@ -333,6 +364,7 @@ STABLE_TORCH_LIBRARY_IMPL(tamis, CPU, m) {
   m.impl("_distill_loss_forward", TORCH_BOX(&tamis::distill_loss<tamis::Gradient::fresh>));
   m.impl("_distill_loss_forward_", TORCH_BOX(&tamis::distill_loss<tamis::Gradient::over_logits>));
   m.impl("_distill_rows_", TORCH_BOX(&tamis::distill_rows_));
+  m.impl("_distill_tile_", TORCH_BOX(&tamis::distill_tile_));
   m.impl("_scale_rows", TORCH_BOX(&tamis::scale_rows));
   m.impl("_scale_rows_", TORCH_BOX(&tamis::scale_rows_));
   m.impl("deviation_stats", TORCH_BOX(&tamis::deviation_stats));

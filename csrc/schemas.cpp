@@ -12,6 +12,14 @@
   "float? teacher_softcap=None, float student_logit_scale=1.0, float teacher_logit_scale=1.0, "                      \
   "bool overwrite_logits=False, bool return_stats=False) -> Tensor[]"
 
+// Of the linear losses' private forms: what linear_distill_loss takes, the teacher optional.
+#define TAMIS_LINEAR_ARGUMENTS                                                                                     \
+  "Tensor student_hidden, Tensor student_weight, Tensor? teacher_hidden, Tensor? teacher_weight, Tensor? target, " \
+  "Tensor? student_bias, Tensor? teacher_bias, SymInt? chunk_size, Tensor temperature, Tensor alpha, "             \
+  "str divergence, float beta, float label_smoothing, int ignore_index, str reduction, Tensor? row_weight, "       \
+  "Tensor? num_items_in_batch, SymInt? vocab_size, float? student_softcap, float? teacher_softcap, "               \
+  "float student_logit_scale, float teacher_logit_scale, bool return_stats"
+
 STABLE_TORCH_LIBRARY(tamis, m) {
   // distill
   m.def("distill_loss(Tensor student_logits, " TAMIS_DISTILL_OPTIONS);
@@ -29,6 +37,32 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   // gradient [*, classes] times grad (0-d, or [*]) times factor (0-d).
   m.def("_scale_rows(Tensor gradient, Tensor grad, Tensor factor) -> Tensor");
   m.def("_scale_rows_(Tensor(a!) gradient, Tensor grad, Tensor factor) -> ()");
+  m.def(
+      "linear_distill_loss(Tensor student_hidden, Tensor student_weight, Tensor teacher_hidden, Tensor teacher_weight, "
+      "Tensor? target, Tensor? student_bias, Tensor? teacher_bias, SymInt? chunk_size, Tensor temperature, "
+      "Tensor alpha, str divergence=\"forward_kl\", float beta=0.5, float label_smoothing=0.0, int ignore_index=-100, "
+      "str reduction=\"mean\", Tensor? row_weight=None, Tensor? num_items_in_batch=None, SymInt? vocab_size=None, "
+      "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1.0, "
+      "float teacher_logit_scale=1.0, bool return_stats=False) -> Tensor[]");
+  m.def(
+      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor target, Tensor? bias=None, float label_smoothing=0.0, "
+      "int ignore_index=-100, str reduction=\"mean\", Tensor? row_weight=None, Tensor? num_items_in_batch=None, "
+      "SymInt? vocab_size=None, float? softcap=None, float logit_scale=1.0, SymInt? chunk_size=None) -> Tensor");
+  // The loss, the factor still to come of its gradients, these as far as wanted (hidden, weight, bias), the statistics.
+  m.def("_linear_loss_forward(" TAMIS_LINEAR_ARGUMENTS ", bool[] wanted) -> Tensor[]");
+  // The loss, the rows' sums that the backward computes the logits' gradient from, the statistics.
+  m.def("_linear_loss_sums(" TAMIS_LINEAR_ARGUMENTS ") -> Tensor[]");
+  m.def("_linear_loss_backward(Tensor grad, Tensor state, " TAMIS_LINEAR_ARGUMENTS ", bool[] wanted) -> Tensor[]");
+  // Some classes of every row, from `first` on, of `classes`. stage "sum": they join state [rows, 11], which is set
+  // where first is 0. "compare": so does what jsd and total_variation sum over once all sums are known. "gradient":
+  // grad (0-d or [rows]) times gradient_scale (0-d) times the gradient goes over student_logits. Returns the weighted
+  // loss of each row: right once every class is in state.
+  m.def(
+      "_distill_tile_(Tensor(a!) student_logits, Tensor? teacher_logits, Tensor? target, Tensor temperature, "
+      "Tensor alpha, str divergence, float beta, float label_smoothing, int ignore_index, Tensor? row_weight, "
+      "SymInt? vocab_size, float? student_softcap, float? teacher_softcap, float student_logit_scale, "
+      "float teacher_logit_scale, Tensor(b!) state, SymInt first, SymInt classes, str stage, Tensor? grad, "
+      "Tensor? gradient_scale) -> Tensor");
   m.def(
       "deviation_stats(Tensor student_logits, Tensor teacher_logits, SymInt? vocab_size=None, "
       "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1.0, "

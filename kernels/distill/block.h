@@ -7,6 +7,7 @@
 namespace tamis::TAMIS_ISA {
 
 extern const StatsKernel stats_kernels[kDtypes][kDtypes];
+extern const TileKernel tile_kernels[kDtypes][kDtypes];
 
 namespace {
 

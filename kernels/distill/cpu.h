@@ -12,6 +12,7 @@ struct LogitTransform {  // x -> cap * tanh(scale * x / cap); cap 0: scale * x
 enum Divergence { kForwardKl, kReverseKl, kJsd, kTotalVariation, kLogitMse, kDivergences, kAlone = kDivergences };
 
 struct DistillLoss {
+  int64_t classes;          // of a whole row; student's and teacher's own may be a tile of them
   Matrix student, teacher;  // [rows, classes]: the classes that count, not the padding; kAlone: no teacher
   LogitTransform student_transform, teacher_transform;
   const void *temperature, *alpha;  // Real: [1] with step 0, or [rows] with step 1
@@ -32,6 +33,20 @@ struct DistillLoss {
   int64_t kept_rows;   // how many they are
 };
 
+enum TileStage { kSum, kCompare, kGradient };
+constexpr int64_t kTileState = 11;  // Real numbers a row
+
+// Classes first..first + student.classes of all rows: they join the row's state; or, once every class is in it, are
+// compared or get their gradient, over student.
+struct DistillTile {
+  DistillLoss op;  // loss: written with the last tile that changes it
+  TileStage stage;
+  int64_t first;
+  void* state;       // Real [rows, kTileState]; set where first is 0
+  const void* grad;  // kGradient: Real [1] with step 0, or [rows] with step 1, times op.gradient_scale
+  int64_t grad_step;
+};
+
 struct DeviationStats {
   Matrix student, teacher;
   LogitTransform student_transform, teacher_transform;
@@ -41,6 +56,7 @@ struct DeviationStats {
 };
 
 using LossKernel = void (*)(const DistillLoss& op, int64_t begin, int64_t end, void* scratch);
+using TileKernel = void (*)(const DistillTile& tile, int64_t begin, int64_t end, void* scratch);
 using StatsKernel = void (*)(const DeviationStats& op, int64_t begin, int64_t end, void* scratch);
 using PlanKernel = void (*)(DistillLoss& op, int64_t rows);
 using ReduceKernel = void (*)(const void* loss, int64_t rows, double divisor, void* out);
@@ -50,6 +66,7 @@ using ScaleKernel = void (*)(Matrix gradient, const void* grad, int64_t grad_ste
 struct DistillKernels {
   // Rows begin..end. By the student's dtype, then the teacher's; null where one of them alone is double.
   const LossKernel (*distill_loss)[kDtypes];
+  const TileKernel (*distill_tile)[kDtypes];
   const StatsKernel (*deviation_stats)[kDtypes];
   int64_t (*scratch_bytes)(int64_t classes);  // that either needs, aligned to 64
   const PlanKernel* plan;                     // float, double

@@ -1,9 +1,19 @@
 """Which implementation a call would take, and why."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from .backend import Choice, choose, isa
 from .checks import check_choice, check_tensor
+
+_more: dict[str, Callable[..., Choice]] = {}
+
+
+def explained_by(op: str, more: Callable[..., Choice]) -> None:
+    """more(choice, *args, **kwargs), the public function's arguments, says what the op's own rule adds to a choice."""
+    _more[op] = more
 
 
 def explain(op: str, *args: object, impl: str = "auto", **kwargs: object) -> Choice:
@@ -19,4 +29,7 @@ def explain(op: str, *args: object, impl: str = "auto", **kwargs: object) -> Cho
     check_choice("explain", "op", op, sorted(name for name in public if not name.startswith("_")))
     first = getattr(torch.ops.tamis, op).default._schema.arguments[0].name
     choice = choose(op, impl, check_tensor(op, first, args[0] if args else kwargs.get(first)))
-    return choice._replace(kernel=f"{choice.kernel} {isa()}") if choice.backend == "cpu" else choice
+    if choice.backend == "cpu":
+        choice = choice._replace(kernel=f"{choice.kernel} {isa()}")
+    more: Any = _more.get(op)
+    return more(choice, *args, **kwargs) if more and choice.backend != "reference" else choice

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+OWN = ("cpu", "cuda", "meta")  # devices with kernels; on others torch differentiates the reference
 _library = torch.library.Library("tamis", "FRAGMENT")
 
 
@@ -27,11 +28,12 @@ def register(
     name: str,
     *,
     fake: Callable[..., Any],
-    cuda: Callable[..., Any],
-    reference: Callable[..., Any],
+    cuda: Callable[..., Any] | None = None,
+    reference: Callable[..., Any] | None = None,
+    cpu: Callable[..., Any] | None = None,
     autograd: Callable[..., Any] | None = None,
 ) -> None:
-    """CPU is C++'s; `reference` serves every device that is neither CPU nor CUDA.
+    """CPU is C++'s where `cpu` is None; `reference` serves every device without an implementation of its own.
 
     `autograd` becomes the op's Autograd kernel, called with every argument of the schema, so the raw op and the public
     function share one route. An op without one refuses to be differentiated: torch's own default is a warning and a
@@ -47,11 +49,15 @@ def register(
         return lambda *args: function(*args, *defaults[len(args) :])
 
     torch.library.register_fake(op, given_all(fake), lib=_library)
-    _library.impl(name, given_all(cuda), "CUDA")
-    _library.impl(name, given_all(reference), "CompositeExplicitAutograd")
+    for key, implementation in {"CPU": cpu, "CUDA": cuda, "CompositeExplicitAutograd": reference}.items():
+        if implementation:
+            _library.impl(name, given_all(implementation), key)
 
     def route(*args: object) -> object:
         refuse_tangents(op, args)
+        first = args[0]
+        if autograd and reference and isinstance(first, torch.Tensor) and first.device.type not in OWN:
+            return reference(*args)
         out = differentiate(*args) if torch.is_grad_enabled() else below_autograd(op, *args)
         return list(out) if returns_list else out
 

@@ -43,8 +43,9 @@ def check_transforms(
     teacher_softcap: float | None,
     student_logit_scale: float,
     teacher_logit_scale: float,
+    prefix: str = "student_",
 ) -> Transforms:
-    """What can be said of them before any logits are seen."""
+    """What can be said of them before any logits are seen; prefix: of the first model's names."""
     if vocab_size is not None:
         vocab_size = check_integer(fn, "vocab_size", vocab_size)
         if vocab_size < 1:
@@ -58,9 +59,9 @@ def check_transforms(
 
     return Transforms(
         vocab_size,
-        cap("student_softcap", student_softcap),
+        cap(f"{prefix}softcap", student_softcap),
         cap("teacher_softcap", teacher_softcap),
-        scale("student_logit_scale", student_logit_scale),
+        scale(f"{prefix}logit_scale", student_logit_scale),
         scale("teacher_logit_scale", teacher_logit_scale),
     )
 
@@ -125,13 +126,23 @@ def check_models(fn: str, student_logits: Tensor, teacher_logits: Tensor, vocab_
     """The number of classes that count."""
     check_logits(fn, "student_logits", student_logits)
     check_logits(fn, "teacher_logits", teacher_logits)
-    if (student_logits.dtype == torch.float64) != (teacher_logits.dtype == torch.float64):
-        fail(fn, "teacher_logits", "float64 beside float64 and only there", teacher_logits.dtype, TypeError)
-    rows, width, other = student_logits.shape[:-1], student_logits.shape[-1], teacher_logits.shape[-1]
-    if teacher_logits.shape[:-1] != rows:
-        fail(fn, "teacher_logits", f"leading axes {list(rows)}", list(teacher_logits.shape[:-1]))
-    if teacher_logits.device != student_logits.device:
-        fail(fn, "teacher_logits", f"device {student_logits.device}", teacher_logits.device)
+    check_beside(fn, "logits", student_logits, teacher_logits)
+    return classes_of(fn, student_logits.shape[-1], teacher_logits.shape[-1], vocab_size)
+
+
+def check_beside(fn: str, what: str, student: Tensor, teacher: Tensor) -> None:
+    """Both models' logits, or hidden states, of the same rows."""
+    name = f"teacher_{what}"
+    if (student.dtype == torch.float64) != (teacher.dtype == torch.float64):
+        fail(fn, name, "float64 beside float64 and only there", teacher.dtype, TypeError)
+    if teacher.shape[:-1] != student.shape[:-1]:
+        fail(fn, name, f"leading axes {list(student.shape[:-1])}", list(teacher.shape[:-1]))
+    if teacher.device != student.device:
+        fail(fn, name, f"device {student.device}", teacher.device)
+
+
+def classes_of(fn: str, width: int, other: int, vocab_size: int | None) -> int:
+    """The number of classes that count, of two models' widths."""
     if vocab_size is None:
         if width != other:
             fail(fn, "vocab_size", f"the classes to read of {width} and {other}", None)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.checks import real_dtype
@@ -165,6 +166,27 @@ def distill_loss_forward_(student_logits: Tensor, *arguments: object) -> list[Te
     loss, gradient, *rest = distill_loss_forward(student_logits, *arguments)
     student_logits.copy_(gradient)
     return [loss, *rest]
+
+
+def linear_distill_loss(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher_hidden: Tensor | None,
+    teacher_weight: Tensor | None,
+    target: Tensor | None,
+    student_bias: Tensor | None,
+    teacher_bias: Tensor | None,
+    chunk_size: int | None,
+    *options_and_stats: Any,
+) -> list[Tensor]:
+    """distill_loss of logits that are made whole; without a teacher cross-entropy, alpha being 0."""
+    *options, return_stats = options_and_stats
+    logits = F.linear(student_hidden, student_weight, student_bias)
+    teacher = logits if teacher_hidden is None or teacher_weight is None else None
+    if teacher is None:
+        teacher = F.linear(teacher_hidden, teacher_weight, teacher_bias)  # type: ignore[arg-type]
+    arguments: Any = (logits, teacher.detach(), target, *options, False, return_stats)
+    return distill_loss(*arguments)
 
 
 def distill_rows_(student_logits: Tensor, teacher_logits: Tensor | None, *arguments: Any) -> list[Tensor]:
