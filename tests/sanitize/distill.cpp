@@ -52,6 +52,13 @@ struct Logits {  // [rows, width], `gap` numbers between two rows, nothing after
         return memcpy(&f32_value, &wide, 4), f32_value;
     }
   }
+  Logits part(int64_t first, int64_t classes) const {  // some classes, in memory of their own
+    Logits x(dtype, rows, classes, 0);
+    const int64_t bytes = kBytes[dtype];
+    for (int64_t r = 0; r < rows; ++r)
+      memcpy(x.memory.data() + r * classes * bytes, memory.data() + (r * stride + first) * bytes, classes * bytes);
+    return x;
+  }
   void fill(std::mt19937& random, double scale) {
     std::normal_distribution<double> normal(0, scale);
     for (int64_t i = 0; i < int64_t(memory.size()) / kBytes[dtype]; ++i) {
@@ -141,6 +148,35 @@ double divergence(Divergence kind, double beta, const std::vector<double>& s, co
   return d;
 }
 
+// By tiles of classes: what the row kernel said.
+template <class R>
+void check_tiles(const DistillLoss& whole, const Logits& student, const Logits& teacher, const Logits& gradient) {
+  const int64_t rows = student.rows, classes = whole.classes, step = (classes + 2) / 3;
+  const R* const want = static_cast<const R*>(whole.loss);
+  const double doubt = whole.divergence == kTotalVariation ? 3e-3 : 2e-6;  // where p is q, either sign will do
+  std::vector<R> state(rows * kTileState), loss(rows), one(1, 1);
+  for (TileStage stage : {kSum, kCompare, kGradient})  // the loss comes with the last tile compared
+    for (int64_t first = 0; first < classes; first += step) {
+      const int64_t n = std::min(step, classes - first);
+      Logits s = student.part(first, n), t = teacher.part(first, n);
+      DistillTile tile{whole, stage, first, state.data(), one.data(), 0};
+      tile.op.student = s.matrix(n), tile.op.teacher = t.matrix(n), tile.op.loss = loss.data();
+      tile.op.gradient = {}, tile.op.stream_gradient = false;
+      in_two_threads(rows, n, [&](int64_t begin, int64_t end, void* scratch) {
+        kernels.distill_tile[s.dtype][t.dtype](tile, begin, end, scratch);
+      });
+      for (int64_t r = 0; r < rows && stage == kGradient; ++r)
+        for (int64_t c = 0; c < n; ++c) {
+          const double got = s.at(r, c), row = gradient.at(r, first + c);
+          expect(std::fabs(got - row) <= 2 * kEps[s.dtype] * std::fabs(row) + doubt, "tile's gradient", s.dtype,
+                 t.dtype, classes, got, row);
+        }
+    }
+  for (int64_t r = 0; r < rows; ++r)
+    expect(std::fabs(loss[r] - want[r]) <= 1e-5 * (1 + std::fabs(want[r])), "tile's loss", student.dtype, teacher.dtype,
+           classes, loss[r], want[r]);
+}
+
 template <class R>
 void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
   std::mt19937 random(classes * 31 + variant);
@@ -159,7 +195,7 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
   op.student = student.matrix(classes), op.teacher = teacher.matrix(classes);
   op.student_transform = of_student, op.teacher_transform = of_teacher;
   op.temperature = tau.data(), op.temperature_step = 1, op.alpha = alpha.data();
-  op.divergence = kind, op.beta = 0.3;
+  op.classes = classes, op.divergence = kind, op.beta = 0.3;
   op.target = target.data(), op.row_weight = weight.data(), op.ignore_index = -100, op.label_smoothing = 0.1;
   op.loss = loss.data(), op.gradient = gradient.matrix(width), op.gradient_scale = 0.5,
   op.stream_gradient = variant % 2;
@@ -199,6 +235,8 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
     sum += want;
   }
   expect(std::fabs(total[0] - sum / 2) <= 1e-3 * (1 + std::fabs(sum)), "total", ds, dt, classes, total[0], sum / 2);
+
+  check_tiles<R>(op, student, teacher, gradient);
 
   const std::vector<R> grad(1, 3);
   Logits scaled(ds, rows, width, 0);

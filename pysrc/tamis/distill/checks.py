@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ..common.backend import IMPLEMENTATIONS
 from ..common.checks import (
+    FLOATS,
     INTEGERS,
+    NAMES,
     check_bool,
     check_choice,
     check_dense,
@@ -150,6 +152,44 @@ def classes_of(fn: str, width: int, other: int, vocab_size: int | None) -> int:
     if vocab_size > min(width, other):
         fail(fn, "vocab_size", f"1 to {min(width, other)}", vocab_size)
     return vocab_size
+
+
+def check_heads(
+    fn: str, student: tuple[Any, Any, Any], teacher: tuple[Any, Any, Any] | None, vocab_size: int | None
+) -> int:
+    """Hidden states, weight and bias or None of each model; the number of classes that count."""
+    width = _check_head(fn, "" if teacher is None else "student_", *student)
+    if teacher is None:
+        return classes_of(fn, width, width, vocab_size)
+    other = _check_head(fn, "teacher_", *teacher)
+    check_beside(fn, "hidden", student[0], teacher[0])
+    return classes_of(fn, width, other, vocab_size)
+
+
+def _check_head(fn: str, prefix: str, hidden: object, weight: object, bias: object) -> int:
+    """hidden [*, H], weight [classes, H], bias [classes] or None: the classes."""
+    name = f"{prefix}hidden"
+    hidden = check_dense(fn, name, hidden)
+    if hidden.dtype not in FLOATS:
+        fail(fn, name, NAMES, hidden.dtype, TypeError)
+    if hidden.dim() < 1 or hidden.shape[-1] == 0:
+        fail(fn, name, "[*, H] with H at least 1", list(hidden.shape))
+    weight = _check_beside_hidden(fn, prefix, "weight", weight, hidden)
+    if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != hidden.shape[-1]:
+        fail(fn, f"{prefix}weight", f"[classes, {hidden.shape[-1]}] with at least one class", list(weight.shape))
+    classes = weight.shape[0]
+    if bias is not None and _check_beside_hidden(fn, prefix, "bias", bias, hidden).shape != (classes,):
+        fail(fn, f"{prefix}bias", f"[{classes}]", list(bias.shape))  # type: ignore[attr-defined]
+    return classes
+
+
+def _check_beside_hidden(fn: str, prefix: str, what: str, value: object, hidden: Tensor) -> Tensor:
+    value = check_dense(fn, f"{prefix}{what}", value)
+    if value.dtype != hidden.dtype:
+        fail(fn, f"{prefix}{what}", f"{prefix}hidden's {hidden.dtype}", value.dtype, TypeError)
+    if value.device != hidden.device:
+        fail(fn, f"{prefix}{what}", f"device {hidden.device}", value.device)
+    return value
 
 
 def check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_index: int) -> Tensor:

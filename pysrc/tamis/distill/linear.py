@@ -8,20 +8,11 @@ import torch
 from torch import Tensor
 
 from ..common.backend import Choice, choose
-from ..common.checks import FLOATS, NAMES, check_dense, check_integer, fail, reads_values, real_dtype
+from ..common.checks import check_integer, check_tensor, fail, reads_values, real_dtype
 from ..common.explain import explained_by
 from ..common.registry import below_autograd, is_one, once, register
 from . import reference
-from .checks import (
-    check_beside,
-    check_options,
-    check_target,
-    check_transforms,
-    check_weight,
-    classes_of,
-    items_of,
-    per_row,
-)
+from .checks import check_heads, check_options, check_target, check_transforms, check_weight, items_of, per_row
 from .linear_kernels import STATE, Call, Wanted, backward, plan, run, sums, wanted_of
 from .ops import DeviationStats, fake_stats
 
@@ -65,7 +56,7 @@ def linear_distill_loss(
         student_weight: [classes, H], its dtype. These and the bias get a gradient; sums over chunks are in float32.
         teacher_hidden, teacher_weight: [*, H of the teacher], [classes, H of the teacher]: constants, as the rest.
         student_bias, teacher_bias: [classes] each.
-        chunk_size: rows at a time (classes, where the logits are computed again), 1 or more; by default 128 on CPU and
+        chunk_size: rows at a time (classes, where the logits are computed again), 1 or more; by default 256 on CPU and
             1024 elsewhere.
         temperature, ..., return_stats, impl: as distill_loss.
     Returns:
@@ -84,12 +75,13 @@ def linear_distill_loss(
     )
     hidden, weight, bias = _cast(student_hidden, student_weight, student_bias)
     other, other_weight, other_bias = _cast(teacher_hidden, teacher_weight, teacher_bias)
+    classes = check_heads(fn, (hidden, weight, bias), (other, other_weight, other_bias), vocab_size)
     tau, mix = per_row(fn, "temperature", temperature, hidden), per_row(fn, "alpha", alpha, hidden)
     call = Call(
         hidden, weight, other, other_weight, target, bias, other_bias, _chunk_size(fn, chunk_size), tau, mix,
         divergence, beta, label_smoothing, ignore_index, reduction, row_weight, None, *transforms, return_stats,
     )  # fmt: skip
-    call = _checked(fn, call, num_items_in_batch)
+    call = _checked(fn, call, num_items_in_batch, classes)
     if target is None:
         if not isinstance(alpha, Tensor):
             if alpha < 1:
@@ -134,19 +126,21 @@ def linear_cross_entropy(
     _, label_smoothing, ignore_index = check_options(
         fn, "forward_kl", 0.5, label_smoothing, ignore_index, reduction, False, False, impl
     )
-    classes, softcap, _, logit_scale, _ = check_transforms(fn, vocab_size, softcap, None, logit_scale, 1.0, "")
+    vocab_size, softcap, _, logit_scale, _ = check_transforms(fn, vocab_size, softcap, None, logit_scale, 1.0, "")
     cast, cast_weight, cast_bias = _cast(hidden, weight, bias)
+    classes = check_heads(fn, (cast, cast_weight, cast_bias), None, vocab_size)
+    check_tensor(fn, "target", target)
     call = _cross_entropy(
-        cast, cast_weight, target, cast_bias, label_smoothing, ignore_index, reduction, row_weight, None, classes,
+        cast, cast_weight, target, cast_bias, label_smoothing, ignore_index, reduction, row_weight, None, vocab_size,
         softcap, logit_scale, _chunk_size(fn, chunk_size),
     )  # fmt: skip
-    call = _checked(fn, call, num_items_in_batch)
+    call = _checked(fn, call, num_items_in_batch, classes)
     choice = choose(fn, impl, hidden)
     if choice.backend == "reference":
         return reference.linear_distill_loss(*call)[0]
     loss: Tensor = torch.ops.tamis.linear_cross_entropy.default(
         call.student_hidden, call.student_weight, call.target, call.student_bias, label_smoothing, ignore_index,
-        reduction, call.row_weight, call.num_items_in_batch, classes, softcap, logit_scale, call.chunk_size,
+        reduction, call.row_weight, call.num_items_in_batch, vocab_size, softcap, logit_scale, call.chunk_size,
     )  # fmt: skip
     return loss
 
@@ -193,50 +187,14 @@ def _chunk_size(fn: str, value: int | None) -> int | None:
     return value
 
 
-def _checked(fn: str, call: Call, items: int | Tensor | None) -> Call:
-    """What the tensors must be to each other; target becomes int64, items a tensor."""
-    hidden, other = call.student_hidden, call.teacher_hidden
-    if fn == "linear_cross_entropy":
-        classes = _check_head(fn, "", hidden, call.student_weight, call.student_bias)
-        classes = classes_of(fn, classes, classes, call.vocab_size)
-    else:
-        width = _check_head(fn, "student_", hidden, call.student_weight, call.student_bias)
-        teacher_width = _check_head(fn, "teacher_", other, call.teacher_weight, call.teacher_bias)
-        assert other is not None
-        check_beside(fn, "hidden", hidden, other)
-        classes = classes_of(fn, width, teacher_width, call.vocab_size)
-    target: Any = call.target
-    if target is not None or fn == "linear_cross_entropy":
+def _checked(fn: str, call: Call, items: int | Tensor | None, classes: int) -> Call:
+    """Target becomes int64, items a tensor."""
+    hidden, target = call.student_hidden, call.target
+    if target is not None:
         target = check_target(fn, target, hidden, classes, call.ignore_index)
     if call.row_weight is not None:
         check_weight(fn, call.row_weight, hidden)
     return call._replace(target=target, num_items_in_batch=items_of(fn, items, call.reduction, hidden))
-
-
-def _check_head(fn: str, prefix: str, hidden: object, weight: object, bias: object) -> int:
-    """hidden [*, H], weight [classes, H], bias [classes] or None: the classes."""
-    name = f"{prefix}hidden"
-    hidden = check_dense(fn, name, hidden)
-    if hidden.dtype not in FLOATS:
-        fail(fn, name, NAMES, hidden.dtype, TypeError)
-    if hidden.dim() < 1 or hidden.shape[-1] == 0:
-        fail(fn, name, "[*, H] with H at least 1", list(hidden.shape))
-    weight = _check_beside_hidden(fn, prefix, "weight", weight, hidden)
-    if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != hidden.shape[-1]:
-        fail(fn, f"{prefix}weight", f"[classes, {hidden.shape[-1]}] with at least one class", list(weight.shape))
-    classes = weight.shape[0]
-    if bias is not None and _check_beside_hidden(fn, prefix, "bias", bias, hidden).shape != (classes,):
-        fail(fn, f"{prefix}bias", f"[{classes}]", list(bias.shape))  # type: ignore[attr-defined]
-    return classes
-
-
-def _check_beside_hidden(fn: str, prefix: str, what: str, value: object, hidden: Tensor) -> Tensor:
-    value = check_dense(fn, f"{prefix}{what}", value)
-    if value.dtype != hidden.dtype:
-        fail(fn, f"{prefix}{what}", f"{prefix}hidden's {hidden.dtype}", value.dtype, TypeError)
-    if value.device != hidden.device:
-        fail(fn, f"{prefix}{what}", f"device {hidden.device}", value.device)
-    return value
 
 
 class _Formed(torch.autograd.Function):

@@ -13,10 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.checks import reads_values, real_dtype
+from ..common.checks import check_like, reads_values, real_dtype
+from .checks import check_heads
 from .reference import divisor_of
 
-CHUNK = {"cpu": 128}  # rows: what their logits take of the caches, against how often the head is read
+CHUNK = {"cpu": 256}  # rows: what their logits take of the caches, against how often the head is read
 CHUNK_ELSEWHERE = 1024
 TILE = 2**21  # logits of a tile
 HALF = (torch.bfloat16, torch.float16)
@@ -129,22 +130,25 @@ def run(call: Call, wanted: Wanted) -> Result:
 
 
 def _flat(call: Call) -> Call:
-    """Leading axes as one."""
-
-    def rows(x: Tensor | None) -> Tensor | None:
-        return x.reshape(-1) if x is not None and x.dim() else x
-
-    def hidden(x: Tensor) -> Tensor:
-        return x.detach().reshape(-1, x.shape[-1])
-
+    """Checked, for the raw op is anybody's; leading axes as one."""
+    fn = "linear_cross_entropy" if call.teacher_hidden is None else "linear_distill_loss"
+    student = call.differentiable
+    teacher = (call.teacher_hidden, call.teacher_weight, call.teacher_bias)
+    check_heads(fn, student, None if call.teacher_hidden is None else teacher, call.vocab_size)
+    leading = call.student_hidden.shape[:-1]
+    per_row = {name: getattr(call, name) for name in ("target", "temperature", "alpha", "row_weight")}
+    for name, x in per_row.items():
+        if x is not None and (x.dim() or name in ("target", "row_weight")):
+            check_like(fn, name, x, leading, call.student_hidden.device)
+            per_row[name] = x.reshape(-1)
+    teacher_hidden = call.teacher_hidden
     return call._replace(
-        student_hidden=hidden(call.student_hidden),
+        student_hidden=call.student_hidden.detach().reshape(-1, call.student_hidden.shape[-1]),
         student_weight=call.student_weight.detach(),
-        teacher_hidden=None if call.teacher_hidden is None else hidden(call.teacher_hidden),
-        target=rows(call.target),
-        temperature=call.temperature.reshape(-1) if call.temperature.dim() else call.temperature,
-        alpha=call.alpha.reshape(-1) if call.alpha.dim() else call.alpha,
-        row_weight=rows(call.row_weight),
+        teacher_hidden=None
+        if teacher_hidden is None
+        else teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1]),
+        **per_row,
     )
 
 

@@ -59,6 +59,40 @@ def _distill_loss_with_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (*_models(3, 7), None, torch.tensor(2.0), torch.tensor(1.0)), {"return_stats": True}
 
 
+def _heads() -> tuple[list[Tensor], list[Tensor]]:
+    """Hidden states, weight and bias of student and teacher."""
+    student = [_logits(seed, *shape).requires_grad_() for seed, shape in enumerate(((6, 4), (7, 4), (7,)))]
+    return student, [_logits(3 + seed, *shape) for seed, shape in enumerate(((6, 3), (7, 3), (7,)))]
+
+
+def _linear_distill_loss(name: str, reduction: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    (hidden, weight, bias), (other, other_weight, other_bias) = _heads()
+    target = torch.tensor([0, -100, 5, 2, 2, 1])
+    numbers = torch.tensor(2.0), torch.tensor(0.6)
+    options = {"divergence": name, "beta": 0.3, "reduction": reduction, "student_softcap": 5.0, "vocab_size": 6}
+    return (hidden, weight, other, other_weight, target, bias, other_bias, 4, *numbers), options
+
+
+def _linear_distill_loss_squares() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    (hidden, weight, bias), (other, other_weight, _) = _heads()
+    rows = [x.repeat(3, 1) * torch.linspace(1, 2, 18).unsqueeze(-1) for x in (hidden.detach(), other)]
+    numbers = torch.tensor(2.0), torch.tensor(1.0)
+    states = rows[0].requires_grad_(), weight, rows[1], other_weight
+    return (*states, None, bias, None, None, *numbers), {"divergence": "logit_mse"}
+
+
+def _linear_distill_loss_with_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    (hidden, weight, _), (other, other_weight, _) = _heads()
+    tensors = hidden.detach(), weight.detach(), other, other_weight, None, None, None, None
+    return (*tensors, torch.tensor(2.0), torch.tensor(1.0)), {"return_stats": True}
+
+
+def _linear_cross_entropy(reduction: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    (hidden, weight, bias), _ = _heads()
+    target = torch.tensor([0, -100, 5, 2, 2, 1])
+    return (hidden, weight, target, bias), {"label_smoothing": 0.1, "reduction": reduction, "softcap": 5.0}
+
+
 def _deviation_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return _models(3, 7), {}
 
@@ -77,6 +111,12 @@ def op_examples() -> dict[str, list[Example]]:
     """
     return {
         "deviation_stats": [_deviation_stats, _deviation_stats_every_option],
+        "linear_cross_entropy": [partial(_linear_cross_entropy, reduction) for reduction in ("mean", "none")],
+        "linear_distill_loss": [
+            *(partial(_linear_distill_loss, name, "sum") for name in ("forward_kl", "jsd")),
+            *(partial(_linear_distill_loss, name, "none") for name in DIVERGENCES),
+            *(_linear_distill_loss_squares, _linear_distill_loss_with_stats),
+        ],
         "distill_loss": [
             *(_distill_loss, _distill_loss_every_option, _distill_loss_rows, _distill_loss_with_stats),
             *(partial(_distill_loss_divergence, name) for name in DIVERGENCES[1:]),
