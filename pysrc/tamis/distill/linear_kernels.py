@@ -141,15 +141,9 @@ def _flat(call: Call) -> Call:
         if x is not None and (x.dim() or name in ("target", "row_weight")):
             check_like(fn, name, x, leading, call.student_hidden.device)
             per_row[name] = x.reshape(-1)
-    teacher_hidden = call.teacher_hidden
-    return call._replace(
-        student_hidden=call.student_hidden.detach().reshape(-1, call.student_hidden.shape[-1]),
-        student_weight=call.student_weight.detach(),
-        teacher_hidden=None
-        if teacher_hidden is None
-        else teacher_hidden.detach().reshape(-1, teacher_hidden.shape[-1]),
-        **per_row,
-    )
+    states = {name: getattr(call, name) for name in ("student_hidden", "teacher_hidden")}
+    states = {name: x if x is None else x.detach().reshape(-1, x.shape[-1]) for name, x in states.items()}
+    return call._replace(student_weight=call.student_weight.detach(), **states, **per_row)
 
 
 def _kept(call: Call) -> Tensor | None:
