@@ -1,20 +1,19 @@
-"""The shapes, options and tolerances that Liger-Kernel's own tests use for its KL, JSD, TVD and fused linear JSD, on our
-functions and with formulas written anew. Rows of large vocabularies are fewer: a row knows nothing of the others.
+"""The shapes, options and tolerances of Liger-Kernel's own tests of KL, JSD, TVD and fused linear JSD, on our functions,
+with formulas written anew. Of large vocabularies there are fewer rows: a row knows nothing of the others.
 
 Where Liger defines another thing, and why ours differs:
 - no factor T^2: ours over T^2 is theirs.
-- "batchmean" is our "mean" (rows), its "mean" divides by the classes too, its "none" is a number a class: a row's loss is
-  the sum of these.
+- "batchmean" is our "mean" (over rows); its "mean" divides by the classes too; its "none" is a number a class, whose sum
+  is a row's loss.
 - TVD there takes any numbers for probabilities, so its own test feeds it normal deviates; ours takes logits.
 - JSD and TVD losses of half precision come in half precision there; ours are float32.
 """
 
 import pytest
 import torch
-from conftest import INF
 from tamis.distill import distill_loss, linear_distill_loss
 
-SHAPES = [(48, 32000), (12, 128256), (401, 1271), (64, 1024)]
+SHAPES = [(8, 32000), (3, 128256), (101, 1271), (32, 1024)]
 DTYPES = [(torch.bfloat16, 1e-8, 5e-2), (torch.float32, 1e-8, 1e-6), (torch.float16, 1e-3, 1e-3)]
 cases = pytest.mark.parametrize(("rows", "classes"), SHAPES)
 dtypes = pytest.mark.parametrize(("dtype", "atol", "rtol"), DTYPES)
@@ -89,16 +88,13 @@ def test_tvd(rows, classes, dtype, atol, rtol, reduction, ignore_index):
     truth = truth.sum() / kept.sum() if reduction == "mean" else truth.sum() if reduction == "sum" else truth
     ours = distill_loss(student, teacher, label, divergence="total_variation", reduction=reduction, **options)
     torch.testing.assert_close(ours.double(), truth, atol=1e-8, rtol=1e-5)
-    if (
-        dtype == torch.float32
-    ):  # half precision has classes where the models tie: any slope within their bounds is right
+    if dtype == torch.float32:  # in half precision the models tie, where a slope jumps
         got, want = (torch.autograd.grad(loss.sum(), student)[0].double() for loss in (ours, truth))
         wrong = (got - want).abs() > atol + rtol * want.abs() + 4e-7 * want.abs().max()
-        tied = (student.double() - teacher.double() - (log_softmax(student) - log_softmax(teacher))).abs() < INF
-        assert (wrong & tied).float().mean() < 1e-4
+        assert wrong.double().mean() < 1e-4
 
 
-LINEAR = [(1024, 1024, 4096), (1692, 166, 1423), (4, 8, 8), (63, 82, 41)]
+LINEAR = [(64, 1024, 4096), (423, 166, 1423), (4, 8, 8), (63, 82, 41)]
 
 
 @pytest.mark.parametrize(("rows", "size", "classes"), LINEAR)
