@@ -1,10 +1,10 @@
-"""The shapes, options and tolerances of Liger-Kernel's own tests of KL, JSD, TVD and fused linear JSD, on our functions,
+"""The shapes, options and tolerances of Liger-Kernel's own tests of KL, JSD, TVD and fused linear JSD on our functions,
 with formulas written anew. Of large vocabularies there are fewer rows: a row knows nothing of the others.
 
 Where Liger defines another thing, and why ours differs:
 - no factor T^2: ours over T^2 is theirs.
-- "batchmean" is our "mean" (over rows); its "mean" divides by the classes too; its "none" is a number a class, whose sum
-  is a row's loss.
+- "batchmean" is our "mean" (over rows); its "mean" divides by the classes too; its "none" is a number a class, and
+  their sum a row's loss.
 - TVD there takes any numbers for probabilities, so its own test feeds it normal deviates; ours takes logits.
 - JSD and TVD losses of half precision come in half precision there; ours are float32.
 """
@@ -120,8 +120,8 @@ def test_fused_linear_jsd(rows, size, classes, dtype, atol, rtol, temperature, b
     ours.backward()
     got = hidden.grad.clone(), weight.grad.clone()
     hidden.grad = weight.grad = None
-    s, t = (torch.log_softmax(x.double() @ w.double().T / temperature, -1) for x, w in
-            ((hidden, weight), (other, other_weight)))  # fmt: skip
+    logits = (x @ w.T for x, w in ((hidden, weight), (other, other_weight)))  # rounded, as theirs are
+    s, t = (torch.log_softmax(x.double() / temperature, -1) for x in logits)
     kept = torch.ones(rows, dtype=torch.bool) if label is None else label != index
     truth = torch.where(kept, jsd(s, t, beta), 0).sum() / kept.sum().clamp(min=1)
     truth.backward()
