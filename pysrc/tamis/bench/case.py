@@ -32,7 +32,8 @@ class Case:
         setup: makes the inputs, once.
         truth: the results in float64, in the order that every route returns them.
         read, written: bytes of memory that any implementation must move at least, each counted once.
-        exponentials: that any implementation must take at least.
+        exponentials, flops: that any implementation must take at least, flops in float32.
+        results: bytes of the results, where what a route takes beyond them is worth telling.
         calls: a sample is the mean of so many in a row, preparation included: for calls of microseconds.
     """
 
@@ -46,6 +47,8 @@ class Case:
     read: int = 0
     written: int = 0
     exponentials: int = 0
+    flops: int = 0
+    results: int = 0
     calls: int = 1
 
     @property

@@ -36,10 +36,12 @@ class Probes(NamedTuple):
     Args:
         stream: bytes/s over the case's working set, of a copy, or of a read where nothing is written.
         exp: exponentials/s.
+        fma: float32 operations/s.
     """
 
     stream: Callable[[], float] | None = None
     exp: Callable[[], float] | None = None
+    fma: Callable[[], float] | None = None
 
 
 def native_probes(case: Case, isa: str, threads: int) -> Probes:
@@ -48,7 +50,8 @@ def native_probes(case: Case, isa: str, threads: int) -> Probes:
     kind = "copy" if case.written else "read"
     stream = _native.Probe(kind, isa, bytes=case.traffic, threads=threads).rate if case.traffic else None
     exp = _native.Probe("exp", isa, threads=threads).rate if case.exponentials else None
-    return Probes(stream, exp)
+    fma = _native.Probe("fma", isa, threads=threads).rate if case.flops else None
+    return Probes(stream, exp, fma)
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -126,7 +129,9 @@ def measure(case: Case, limits: Limits, probes: Probes | None = None) -> list[di
             row.update(zip(names, relative_errors(route.run(route.prepare()), truth), strict=False))
             route.run(route.prepare())  # warm
             prepared = route.prepare()
-            row["peak_bytes"] = peak_bytes(partial(route.run, prepared))
+            row["peak_bytes"] = peak = peak_bytes(partial(route.run, prepared))
+            if case.results and peak is not None:
+                row["beyond_bytes"] = max(0, peak - case.results)
             del prepared
         except Exception as error:  # a peer that cannot run here is a line in the table, not the end of it
             routes.pop(name, None)
@@ -146,15 +151,12 @@ _Floors = dict[str, list[float]]
 
 
 def _floors(case: Case, samples: Mapping[str, list[float]]) -> _Floors:
-    """Seconds that the machine would take, round by round: moving the bytes alone, and the slower of that and exp."""
-    floors = {}
-    if "probe stream" in samples:
-        floors["stream"] = [case.traffic / rate for rate in samples["probe stream"]]
-        floors["roofline"] = floors["stream"]
-    if "probe exp" in samples:
-        exp = [case.exponentials / rate for rate in samples["probe exp"]]
-        floors["roofline"] = [max(pair) for pair in zip(floors.get("stream", exp), exp, strict=True)]
-    return floors
+    """Seconds that the machine would take, round by round: moving the bytes alone, and the slowest of all its bounds."""
+    work = {"stream": case.traffic, "exp": case.exponentials, "fma": case.flops}
+    probed = {kind: amount for kind, amount in work.items() if f"probe {kind}" in samples}
+    bounds = {kind: [amount / rate for rate in samples[f"probe {kind}"]] for kind, amount in probed.items()}
+    floors = {"roofline": [max(times) for times in zip(*bounds.values(), strict=True)]} if bounds else {}
+    return floors | {"stream": bounds["stream"]} if "stream" in bounds else floors
 
 
 def _figures(case: Case, times: list[float], ours: list[float] | None, floors: _Floors) -> dict[str, Any]:
@@ -169,6 +171,8 @@ def _figures(case: Case, times: list[float], ours: list[float] | None, floors: _
         row["ratio"] = statistics.median(t / o for t, o in zip(times, ours, strict=True))
     if case.traffic:
         row["bytes_per_second"] = case.traffic / median
+    if case.flops:
+        row["flops_per_second"] = case.flops / median
     for name, floor in floors.items():
         row[f"{name}_percent"] = 100 * statistics.median(f / t for f, t in zip(floor, times, strict=True))
         row[f"{name}_s"] = statistics.median(floor)

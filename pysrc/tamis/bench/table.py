@@ -40,6 +40,7 @@ COLUMNS: tuple[Column, ...] = (
     ("% streams", optional("stream_percent", lambda v: f"{v:.0f}")),
     ("% roofline", optional("roofline_percent", lambda v: f"{v:.0f}")),
     ("peak", optional("peak_bytes", size)),
+    ("beyond", optional("beyond_bytes", size)),
     ("loss error", optional("loss_error", lambda v: f"{v:.1e}")),
     ("gradient error", optional("gradient_error", lambda v: f"{v:.1e}")),
 )
@@ -47,8 +48,9 @@ COLUMNS: tuple[Column, ...] = (
 LEGEND = (
     "x tamis: time over tamis's, median of the ratios within each round. GB/s: the least traffic over the time. "
     "% streams: of the time to move the least traffic at the measured rate of a copy of as many bytes (a read, where "
-    "nothing is written). % roofline: of the slower of that and the exponentials at their measured peak. peak: how far "
-    "resident memory rises during the call, its results counted (Linux's high-water mark, reset before). errors: the "
+    "nothing is written). % roofline: of the slowest of that, the exponentials and the multiply-adds at their measured "
+    "peaks. peak: how far resident memory rises during the call, its results counted (Linux's high-water mark, reset "
+    "before); beyond: without its results. errors: the "
     "largest difference from float64 over the largest true value."
 )
 

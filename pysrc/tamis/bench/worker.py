@@ -15,7 +15,7 @@ import torch
 
 from .case import Case
 from .machine import allocator_mode, header
-from .measure import FULL, QUICK, Probes, measure, native_probes
+from .measure import FULL, QUICK, measure, native_probes
 
 
 class Job(TypedDict):
@@ -42,7 +42,7 @@ def work(job: Job) -> dict[str, Any]:
             continue
         print(f"{allocator_mode()} allocator, threads {job['threads']}: {case.label}", file=sys.stderr, flush=True)
         torch.compiler.reset()  # each shape is compiled for itself, as a training run would
-        probes = native_probes(case, head["isa"], job["threads"]) if case.traffic else Probes()
+        probes = native_probes(case, head["isa"], job["threads"])
         for row in measure(case, QUICK if job["quick"] else FULL, probes):
             place = {"family": job["family"], "threads": job["threads"], "allocator": allocator_mode()}
             rows.append(place | row)
