@@ -190,7 +190,7 @@ class TestOverwriteLogits:
         ):
             topk_distill_loss(student, *entries, overwrite_logits=True)
         logits = student * 1
-        inside = logits.detach()[:, :12], entries[1], torch.full((3,), 99.0)
+        inside = logits.detach().view(-1)[:36].view(3, 12), entries[1], torch.full((3,), 99.0)
         with pytest.raises(RuntimeError, match="expected teacher_topk_values in memory apart from student_logits"):
             topk_distill_loss(logits, *inside, overwrite_logits=True)
         with pytest.raises(RuntimeError, match="rows that do not overlap"):
