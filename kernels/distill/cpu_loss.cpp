@@ -14,110 +14,39 @@ namespace tamis::TAMIS_ISA {
 namespace {
 
 template <class S>
-class Walk {
+class Pairs : Walk<S> {
   using R = Real<S>;
+  using W = Walk<S>;
+  using W::a_, W::b_, W::form_, W::op_, W::pending_;
 
  public:
-  Walk(const DistillLoss& op, const Source<R>& teacher, R* scratch)
-      : op_(op),
-        pair_(op, teacher, scratch),
-        form_(form(R(), op.divergence, op.hard, op.gradient.data)),
-        kept_(padded(op.classes)),
-        a_(scratch + 2 * kBlock),
-        b_(a_ + kept_),
-        h_(b_ + kept_),
-        tops_(reinterpret_cast<Tops<R>*>(h_ + kept_)) {}
+  Pairs(const DistillLoss& op, const Source<R>& teacher, void* scratch)
+      : W(op, form(R(), op.divergence, op.hard, op.gradient.data), terms_of(op), scratch), teacher_(teacher) {}
 
   void rows(int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const Row<R> row = row_at<R>(op_, r);
-      if (row.state == Row<R>::kLive) {
-        read(r, row);
-      } else {
-        const float value = row.state == Row<R>::kBad ? __builtin_nanf("") : 0.0f;
-        static_cast<R*>(op_.loss)[r] = value;
-        if (op_.gradient.data) fill(gradient(r), op_.classes, value);
-      }
-      if (op_.gradient.data) fill(gradient(r) + op_.classes, op_.gradient.classes - op_.classes, 0);
-    }
-    write_pending(op_.classes);
-    if (op_.stream_gradient) stream_fence();
+    W::rows(begin, end, [this](int64_t r, const Row<R>& row) { read(r, row); });
   }
 
  private:
-  struct Pending {  // a row whose exponentials lie in the scratch, its gradient written up to class `written`
-    int64_t row = -1, written, target;
-    R label;
-    Factors<R> factors;
-  };
-
-  S* gradient(int64_t r) const { return const_cast<S*>(row_of<S>(op_.gradient, r)); }
-
   void read(int64_t r, const Row<R>& row) {
-    const bool smooth = row.hard != 0 && op_.label_smoothing > 0;
-    Online<R> online;
-    R total = 0, origin = 0;  // total: sum of s - origin
-    for (int64_t c = 0; c < op_.classes; c += kBlock) {
-      const int64_t n = block_size(op_.classes, c);
-      write_pending(c + n);
-      const Read<R> block = pair_.block(r, row, c, n, a_ + c, b_ + c, h_ + c);
-      const Tops<R> tops = add_block(form_, block, online);
-      tops_[c / kBlock] = tops;
-      if (c == 0) origin = shift_of(tops.student);
-      if (smooth) total += sum(block.s, n, origin);
-    }
-    finish(r, row, online, origin + total / op_.classes);
-  }
-
-  void finish(int64_t r, const Row<R>& row, const Online<R>& o, R mean) {
-    if (op_.gradient.data || form_.compare)
-      for (int64_t c = 0; c < op_.classes; c += kBlock) move(c, o.top, op_.divergence == kAlone ? R(1) : 1 / row.tau);
-    const Compared<R> compared =
-        form_.compare && row.soft != 0 ? form_.compare(o.sums, R(op_.beta), a_, b_, op_.classes) : Compared<R>{};
-    const R at_target = row.hard != 0 ? target_logit(r, row.target) : R(0);
+    const R inverse_tau = op_.divergence == kAlone ? R(1) : 1 / row.tau;
+    R mean;
+    const Online<R> o = W::sums(r, row, beside<S>(op_, r, row, teacher_), inverse_tau, mean);
+    if (op_.gradient.data || form_.compare) W::move(o.top, inverse_tau);
+    Compared<R> compared{};
+    if (form_.compare && row.soft != 0) compared = form_.compare(o.sums, R(op_.beta), a_, b_, op_.classes);
+    const R at_target = row.hard != 0 ? W::target_logit(r, row.target) : R(0);
     const Outcome<R> x = outcome(op_, row, form_, o, compared, at_target, mean, R(op_.gradient_scale));
     static_cast<R*>(op_.loss)[r] = x.loss;
-    if (op_.gradient.data) pending_ = {r, 0, row.hard != 0 ? row.target : -1, x.label, x.factors};
+    if (op_.gradient.data) pending_ = {r, 0, x.slope, 0, nullptr, nullptr};
   }
 
-  // Brings a block, relative to its own tops, to the row's.
-  void move(int64_t c, Tops<R> to, R inverse_tau) {
-    const Tops<R> from = tops_[c / kBlock];
-    if (from.student == to.student && from.teacher == to.teacher) return;
-    form_.move(a_ + c, b_ + c, h_ + c, block_size(op_.classes, c), from, to, inverse_tau);
-  }
-
-  R target_logit(int64_t r, int64_t target) const {
-    return pair_.transform_of_student()(load_tail(pair_.student(r) + target, 1))[0];
-  }
-
-  // The pending row's gradient up to class `end` at least, and on to where the next vector of memory starts.
-  void write_pending(int64_t end) {
-    if (pending_.row < 0) return;
-    const Pending& p = pending_;
-    const int64_t begin = p.written;
-    S* const g = gradient(p.row);
-    end += (kBytes - (uintptr_t)(g + end) % kBytes) % kBytes / sizeof(S);
-    if (end > op_.classes) end = op_.classes;
-    write_gradient(g + begin, pair_.student(p.row) + begin, end - begin, a_ + begin, b_ + begin, h_ + begin,
-                   terms_of(op_), p.factors, p.target - begin, p.label, pair_.transform_of_student(),
-                   op_.stream_gradient);
-    pending_.written = end;
-    if (end == op_.classes) pending_.row = -1;
-  }
-
-  const DistillLoss& op_;
-  const Pair<S> pair_;
-  const Form<R>& form_;
-  const int64_t kept_;
-  R *const a_, *const b_, *const h_;  // [classes, padded]
-  Tops<R>* const tops_;               // [blocks]: what they are relative to
-  Pending pending_;
+  const Source<R>& teacher_;
 };
 
 template <class S, class T>
 void distill_loss(const DistillLoss& op, int64_t begin, int64_t end, void* scratch) {
-  Walk<S>(op, kSource<T>, static_cast<Real<S>*>(scratch)).rows(begin, end);
+  Pairs<S>(op, kSource<T>, scratch).rows(begin, end);
 }
 
 template <class R>
@@ -168,12 +97,6 @@ void scale_rows(Matrix gradient, const void* grad, int64_t grad_step, double fac
   if (past_caches) stream_fence();
 }
 
-const LossKernel loss_kernels[kDtypes][kDtypes] = {
-    {distill_loss<float, float>, nullptr, distill_loss<float, Float16>, distill_loss<float, BFloat16>},
-    {nullptr, distill_loss<double, double>, nullptr, nullptr},
-    {distill_loss<Float16, float>, nullptr, distill_loss<Float16, Float16>, distill_loss<Float16, BFloat16>},
-    {distill_loss<BFloat16, float>, nullptr, distill_loss<BFloat16, Float16>, distill_loss<BFloat16, BFloat16>},
-};
 const PlanKernel plan_kernels[2] = {plan<float>, plan<double>};
 const ReduceKernel reduce_kernels[2] = {reduce<float>, reduce<double>};
 const ScaleKernel scale_kernels[kDtypes] = {scale_rows<float>, scale_rows<double>, scale_rows<Float16>,
@@ -181,7 +104,15 @@ const ScaleKernel scale_kernels[kDtypes] = {scale_rows<float>, scale_rows<double
 
 }  // namespace
 
-const DistillKernels distill = {loss_kernels, tile_kernels,   stats_kernels, scratch_bytes,
-                                plan_kernels, reduce_kernels, scale_kernels};
+const LossKernel loss_kernels[kDtypes][kDtypes] = {
+    {distill_loss<float, float>, nullptr, distill_loss<float, Float16>, distill_loss<float, BFloat16>},
+    {nullptr, distill_loss<double, double>, nullptr, nullptr},
+    {distill_loss<Float16, float>, nullptr, distill_loss<Float16, Float16>, distill_loss<Float16, BFloat16>},
+    {distill_loss<BFloat16, float>, nullptr, distill_loss<BFloat16, Float16>, distill_loss<BFloat16, BFloat16>},
+};
+
+const DistillKernels distill = {loss_kernels,  tile_kernels,       topk_kernels,       stats_kernels,
+                                scratch_bytes, topk_scratch_bytes, plan_kernels,       reduce_kernels,
+                                scale_kernels, bad_index,          distribution_checks};
 
 }  // namespace tamis::TAMIS_ISA

@@ -23,8 +23,10 @@ class Tile {
   Tile(const DistillTile& tile, const Source<R>& teacher, R* scratch)
       : tile_(tile),
         op_(tile.op),
-        pair_(op_, teacher, scratch),
+        teacher_(teacher),
         form_(form(R(), op_.divergence, op_.hard, tile.stage != kSum)),
+        f_s_(transform<R>(op_.student_transform)),
+        buffers_(scratch),
         a_(scratch + 2 * kBlock),
         b_(a_ + padded(block_size(op_.student.classes, 0))),
         h_(b_ + (b_ - a_)) {}
@@ -49,18 +51,25 @@ class Tile {
   }
 
  private:
-  S* student(int64_t r) const { return const_cast<S*>(pair_.student(r)); }
+  S* student(int64_t r) const { return const_cast<S*>(row_of<S>(op_.student, r)); }
 
   template <class Step>
   void blocks(int64_t r, const Row<R>& row, const Step& step) const {
-    for (int64_t c = 0; c < op_.student.classes; c += kBlock)
-      step(c, pair_.block(r, row, c, block_size(op_.student.classes, c), a_, b_, h_));
+    const Beside<R> t = beside<S>(op_, r, row, teacher_);
+    const R inverse_tau = op_.divergence == kAlone ? R(1) : 1 / row.tau;
+    for (int64_t c = 0; c < op_.student.classes; c += kBlock) {
+      const int64_t n = block_size(op_.student.classes, c);
+      Read<R> block = block_of(student(r), f_s_, t, c, n, inverse_tau, buffers_);
+      block.a = a_, block.b = b_, block.h = h_;
+      step(c, block);
+    }
   }
 
   void add(int64_t r, const Row<R>& row, State<R>& state) const {
     if (tile_.first == 0) state = {};
     blocks(r, row, [&](int64_t c, const Read<R>& block) {
-      const Tops<R> tops = add_block(form_, block, state.online);
+      R in_block;
+      const Tops<R> tops = add_block(form_, block, state.online, in_block);
       const int64_t target = row.target - tile_.first - c;
       if (0 <= target && target < block.n) state.at_target = block.s[target];
       if (row.hard == 0 || op_.label_smoothing == 0) return;
@@ -90,9 +99,7 @@ class Tile {
     blocks(r, row, [&](int64_t c, const Read<R>& block) {
       compared(block, row, state.online);
       S* const s = student(r) + c;
-      const int64_t target = row.hard != 0 ? row.target - tile_.first - c : -1;
-      write_gradient(s, s, block.n, a_, b_, h_, terms_of(op_), x.factors, target, x.label, pair_.transform_of_student(),
-                     false);
+      write_gradient(s, s, block.n, a_, b_, h_, terms_of(op_), x.slope, tile_.first + c, f_s_, false);
     });
   }
 
@@ -103,8 +110,10 @@ class Tile {
 
   const DistillTile& tile_;
   const DistillLoss& op_;
-  const Pair<S> pair_;
+  const Source<R>& teacher_;
   const Form<R>& form_;
+  const Transform<R> f_s_;
+  R* const buffers_;                  // [2 * kBlock]
   R *const a_, *const b_, *const h_;  // [a block, padded]
 };
 

@@ -73,9 +73,10 @@ struct Online {  // a row's sums so far, relative to `top`, or to 0 while that i
   }
 };
 
-// Adds a block, whose shifts are still open, to the row's sums: what its exponentials are relative to.
+// Adds a block, whose shifts are still open, to the row's sums: what its exponentials are relative to. of_student: the
+// sum of its a.
 template <class R>
-Tops<R> add_block(const Form<R>& form, Read<R> block, Online<R>& online) {
+Tops<R> add_block(const Form<R>& form, Read<R> block, Online<R>& online, R& of_student) {
   const auto relative_to = [&](Tops<R> tops) {
     block.shift_s = shift_of(tops.student), block.shift_t = shift_of(tops.teacher);
     return tops;
@@ -90,6 +91,7 @@ Tops<R> add_block(const Form<R>& form, Read<R> block, Online<R>& online) {
     sums = form.careful(block);
   }
   online.add(form, tops, sums, block.inverse_tau);
+  of_student = sums.student;
   return tops;
 }
 
@@ -114,98 +116,107 @@ Row<R> row_at(const DistillLoss& op, int64_t r) {
   return {bad ? Row<R>::kBad : Row<R>::kLive, tau, alpha, 1 - alpha, weight, target};
 }
 
-// Both models' rows, block by block.
-template <class S>
-class Pair {
-  using R = Real<S>;
-
- public:
-  // buffers: [2 * kBlock]
-  Pair(const DistillLoss& op, const Source<R>& teacher, R* buffers)
-      : alone_(op.divergence == kAlone),
-        op_(op),
-        source_(teacher),
-        f_s_(transform<R>(op.student_transform)),
-        f_t_(transform<R>(op.teacher_transform)),
-        buffer_s_(buffers),
-        buffer_t_(buffers + kBlock) {}
-
-  const S* student(int64_t r) const { return row_of<S>(op_.student, r); }
-  const Transform<R>& transform_of_student() const { return f_s_; }
-
-  // Classes c..c + n of row r, and where their part of a, b and h goes. Where alpha is 0 the teacher is not looked at:
-  // the student stands in, and no NaN or inf of the teacher's gets in.
-  Read<R> block(int64_t r, const Row<R>& row, int64_t c, int64_t n, R* a, R* b, R* h) const {
-    const bool soft = row.soft != 0;
-    const Source<R>& source = soft ? source_ : kSource<S>;
-    const Matrix& beside = soft ? op_.teacher : op_.student;
-    const char* const t = static_cast<const char*>(beside.data) + row_offset(beside, r) * source.element;
-    Read<R> block{};
-    block.n = n, block.a = a, block.b = b, block.h = h;
-    block.inverse_tau = alone_ ? R(1) : 1 / row.tau;
-    block.s = numbers(student(r) + c, n, f_s_, buffer_s_);
-    block.t = alone_ ? block.s : source.numbers(t, c, n, soft ? f_t_ : f_s_, buffer_t_);
-    block.next_s = (const char*)(student(r) + c) + kAhead, block.next_t = t + c * source.element + kAhead;
-    block.size_s = sizeof(S), block.size_t_ = source.element;
-    return block;
-  }
-
- private:
-  const bool alone_;
-  const DistillLoss& op_;
-  const Source<R>& source_;
-  const Transform<R> f_s_, f_t_;
-  R *const buffer_s_, *const buffer_t_;
+// What stands beside a row of the student's; source null: nothing.
+template <class R>
+struct Beside {
+  const Source<R>* source;
+  const char* row;
+  Transform<R> transform;
 };
 
+// Where alpha is 0 the teacher is not looked at: the student stands in, and no NaN or inf of the teacher's gets in.
+template <class S, class R = Real<S>>
+Beside<R> beside(const DistillLoss& op, int64_t r, const Row<R>& row, const Source<R>& teacher) {
+  if (op.divergence == kAlone) return {};
+  const bool looked = row.soft != 0;
+  const Source<R>& source = looked ? teacher : kSource<S>;
+  const Matrix& m = looked ? op.teacher : op.student;
+  return {&source, static_cast<const char*>(m.data) + row_offset(m, r) * source.element,
+          transform<R>(looked ? op.teacher_transform : op.student_transform)};
+}
+
+// Classes c..c + n of a row s, its shifts still open. buffers: [2 * kBlock].
+template <class S, class R = Real<S>>
+Read<R> block_of(const S* s, const Transform<R>& f_s, const Beside<R>& t, int64_t c, int64_t n, R inverse_tau,
+                 R* buffers) {
+  Read<R> block{};
+  block.n = n, block.inverse_tau = inverse_tau;
+  block.s = numbers(s + c, n, f_s, buffers);
+  block.t = t.source ? t.source->numbers(t.row, c, n, t.transform, buffers + kBlock) : block.s;
+  block.size_s = sizeof(S), block.size_t_ = t.source ? t.source->element : 0;
+  block.next_s = (const char*)(s + c) + kAhead;
+  block.next_t = t.source ? t.row + c * block.size_t_ + kAhead : block.next_s;
+  return block;
+}
+
+// At temperature 1, from the sum of exponentials relative to shift; mean: of all logits.
 template <class R>
-struct Outcome {
-  R loss;   // with the row's weight
-  R label;  // what the target's class loses of its gradient
+R cross_entropy(const DistillLoss& op, R sum, R shift, R at_target, R mean) {
+  const R smoothing = op.label_smoothing;
+  const R ce = log(sum) + (1 - smoothing) * (shift - at_target);
+  return smoothing > 0 ? ce + smoothing * (shift - mean) : ce;
+}
+
+template <class R>
+struct Slope {  // a row's gradient
+  int64_t target = -1;
+  R label;  // what the target's class loses
   Factors<R> factors;
 };
 
-// Of a live row, from all its sums; at_target: the target's logit, mean: that of all.
+// The cross-entropy's part of it; the divergence's is the caller's.
+template <class R>
+Slope<R> slope_of_target(const DistillLoss& op, const Row<R>& row, R hard_sum, R gradient_scale) {
+  const R hard = row.weight * gradient_scale * row.hard, smoothing = op.label_smoothing;
+  const R of_hard = row.hard != 0 ? hard / hard_sum : R(0);
+  return {row.hard != 0 ? row.target : -1, hard * (1 - smoothing), {0, 0, of_hard, hard * smoothing / op.classes}};
+}
+
+template <class R>
+struct Outcome {
+  R loss;  // with the row's weight
+  Slope<R> slope;
+};
+
+// Of a row of two models, from all its sums.
 template <class R>
 Outcome<R> outcome(const DistillLoss& op, const Row<R>& row, const Form<R>& form, const Online<R>& o,
                    const Compared<R>& compared, R at_target, R mean, R gradient_scale) {
-  const R hard_sum = op.hard ? o.sums.hard : o.sums.student, smoothing = op.label_smoothing;
-  Soft<R> d{};
-  R loss = 0;
-  if (row.soft != 0) {
-    d = form.finish(o.sums, compared, row.tau, R(op.beta), op.classes);
-    loss += R(row.soft * d.loss);
-  }
-  if (row.hard != 0) {
-    const R shift = shift_of(o.top.student);
-    R ce = log(hard_sum) + (1 - smoothing) * (shift - at_target);
-    if (smoothing > 0) ce += smoothing * (shift - mean);
-    loss += row.hard * ce;
-  }
-  const R scale = row.weight * gradient_scale, soft = scale * row.soft, hard = scale * row.hard;
-  const R of_hard = row.hard != 0 ? hard / hard_sum : R(0);  // without op.hard a serves both terms
-  return {row.weight * loss,
-          hard * (1 - smoothing),
-          {soft * d.student + (op.hard ? R(0) : of_hard), soft * d.teacher, of_hard, hard * smoothing / op.classes}};
+  const R hard_sum = op.hard ? o.sums.hard : o.sums.student;
+  const Soft<R> d = row.soft != 0 ? form.finish(o.sums, compared, row.tau, R(op.beta), op.classes) : Soft<R>{};
+  R loss = row.soft != 0 ? R(row.soft * d.loss) : R(0);
+  if (row.hard != 0) loss += row.hard * cross_entropy(op, hard_sum, shift_of(o.top.student), at_target, mean);
+  Slope<R> slope = slope_of_target(op, row, hard_sum, gradient_scale);
+  const R soft = row.weight * gradient_scale * row.soft;
+  Factors<R>& f = slope.factors;
+  f.student = soft * d.student + (op.hard ? R(0) : f.hard);  // without op.hard a serves both terms
+  f.teacher = soft * d.teacher;
+  return {row.weight * loss, slope};
 }
 
-// n classes' gradient, through the transform; a is used up. target: its place, if it is among them; s may be gradient.
+inline Terms terms_of(const DistillLoss& op) {
+  return op.divergence == kAlone ? kStudent : op.hard ? kPairAndHard : kPair;
+}
+
+// n classes' gradient, from class `first` on, through the transform; a is used up, s may be gradient.
 template <class T, class R = Real<T>>
-void write_gradient(T* gradient, const T* s, int64_t n, R* a, const R* b, const R* h, Terms terms, Factors<R> f,
-                    int64_t target, R label, const Transform<R>& transform, bool past_caches) {
+void write_gradient(T* gradient, const T* s, int64_t n, R* a, const R* b, const R* h, Terms terms,
+                    const Slope<R>& slope, int64_t first, const Transform<R>& transform, bool past_caches) {
+  Factors<R> f = slope.factors;
+  const int64_t target = slope.target - first;
   const bool has_target = 0 <= target && target < n;
   const auto at = [&](int64_t i) {
     return terms == kStudent ? combine<kStudent>(a + i, b + i, h + i, f)
            : terms == kPair  ? combine<kPair>(a + i, b + i, h + i, f)
                              : combine<kPairAndHard>(a + i, b + i, h + i, f);
   };
-  R at_target = has_target ? at(target)[0] - label : R(0);
+  R at_target = has_target ? at(target)[0] - slope.label : R(0);
   if (!transform.identity()) {
     for (int64_t i = 0; i < n; i += kLanes<Vector<R>>) {
       const int64_t left = n - i < kLanes<Vector<R>> ? n - i : kLanes<Vector<R>>;
-      const Vector<R> slope = transform.slope(transform(load_tail(s + i, left)));
-      store_tail(a + i, left, at(i) * slope);
-      if (i <= target && target < i + left) at_target *= slope[target - i];
+      const Vector<R> dy = transform.slope(transform(load_tail(s + i, left)));
+      store_tail(a + i, left, at(i) * dy);
+      if (i <= target && target < i + left) at_target *= dy[target - i];
     }
     f = {1, 0, 0, 0};
   }
@@ -215,9 +226,114 @@ void write_gradient(T* gradient, const T* s, int64_t n, R* a, const R* b, const 
   if (has_target) store_tail(gradient + target, 1, Vector<R>{} + at_target);
 }
 
-inline Terms terms_of(const DistillLoss& op) {
-  return op.divergence == kAlone ? kStudent : op.hard ? kPairAndHard : kPair;
-}
+template <class R>
+struct Part {    // of a row: one block
+  Tops<R> tops;  // what its exponentials are relative to
+  R student;     // the sum of a
+};
+
+// A walk over the student's rows: each is read once and its exponentials kept, and its gradient is written while the
+// next one is read.
+template <class S>
+class Walk {
+ protected:
+  using R = Real<S>;
+
+  Walk(const DistillLoss& op, const Form<R>& form, Terms terms, void* scratch)
+      : op_(op), form_(form), terms_(terms), classes_(op.classes), f_s_(transform<R>(op.student_transform)) {
+    buffers_ = static_cast<R*>(scratch);
+    const int64_t kept = padded(classes_);
+    a_ = buffers_ + 2 * kBlock, b_ = a_ + kept, h_ = b_ + kept;
+    parts_ = reinterpret_cast<Part<R>*>(h_ + kept);
+  }
+
+  struct Pending {  // a row whose exponentials lie in the scratch, its gradient written up to class `written`
+    int64_t row = -1, written;
+    Slope<R> slope;
+    int64_t members;  // classes whose gradient is known already
+    const int64_t* index;
+    const R* value;
+  };
+
+  // read(r, row) for every row that counts.
+  template <class Each>
+  void rows(int64_t begin, int64_t end, const Each& read) {
+    for (int64_t r = begin; r < end; ++r) {
+      const Row<R> row = row_at<R>(op_, r);
+      if (row.state == Row<R>::kLive) {
+        read(r, row);
+      } else {
+        const float value = row.state == Row<R>::kBad ? __builtin_nanf("") : 0.0f;
+        static_cast<R*>(op_.loss)[r] = value;
+        if (op_.gradient.data) fill(gradient(r), classes_, value);
+      }
+      if (op_.gradient.data) fill(gradient(r) + classes_, op_.gradient.classes - classes_, 0);
+    }
+    write_pending(classes_);
+    if (op_.stream_gradient) stream_fence();
+  }
+
+  const S* student(int64_t r) const { return row_of<S>(op_.student, r); }
+  S* gradient(int64_t r) const { return const_cast<S*>(row_of<S>(op_.gradient, r)); }
+
+  // The sums of row r. mean: of s, where the row is smoothed.
+  Online<R> sums(int64_t r, const Row<R>& row, const Beside<R>& t, R inverse_tau, R& mean) {
+    const bool smooth = row.hard != 0 && op_.label_smoothing > 0;
+    Online<R> online;
+    R total = 0, origin = 0;  // total: sum of s - origin
+    for (int64_t c = 0; c < classes_; c += kBlock) {
+      const int64_t n = block_size(classes_, c);
+      write_pending(c + n);
+      Read<R> block = block_of(student(r), f_s_, t, c, n, inverse_tau, buffers_);
+      block.a = a_ + c, block.b = b_ + c, block.h = h_ + c;
+      R in_block;
+      const Tops<R> tops = add_block(form_, block, online, in_block);
+      parts_[c / kBlock] = {tops, in_block};
+      if (c == 0) origin = shift_of(tops.student);
+      if (smooth) total += sum(block.s, n, origin);
+    }
+    mean = origin + total / classes_;
+    return online;
+  }
+
+  // Brings what is kept of every block, relative to its own tops, to the row's.
+  void move(Tops<R> to, R inverse_tau) {
+    for (int64_t c = 0; c < classes_; c += kBlock) {
+      auto& [from, student] = parts_[c / kBlock];
+      if (from.student == to.student && from.teacher == to.teacher) continue;
+      form_.move(a_ + c, b_ + c, h_ + c, block_size(classes_, c), from, to, inverse_tau);
+      student *= rescale(from.student, to.student, inverse_tau);
+    }
+  }
+
+  R target_logit(int64_t r, int64_t target) const { return f_s_(load_tail(student(r) + target, 1))[0]; }
+
+  // The pending row's gradient up to class `end` at least, and on to where the next vector of memory starts.
+  void write_pending(int64_t end) {
+    if (pending_.row < 0) return;
+    const Pending& p = pending_;
+    const int64_t begin = p.written;
+    S* const g = gradient(p.row);
+    end += (kBytes - (uintptr_t)(g + end) % kBytes) % kBytes / sizeof(S);
+    if (end > classes_) end = classes_;
+    write_gradient(g + begin, student(p.row) + begin, end - begin, a_ + begin, b_ + begin, h_ + begin, terms_, p.slope,
+                   begin, f_s_, op_.stream_gradient);
+    pending_.written = end;
+    if (end < classes_) return;
+    for (int64_t k = 0; k < p.members; ++k) store_tail(g + p.index[k], 1, Vector<R>{} + p.value[k]);
+    pending_.row = -1;
+  }
+
+  const DistillLoss& op_;
+  const Form<R>& form_;
+  const Terms terms_;
+  const int64_t classes_;
+  const Transform<R> f_s_;
+  R* buffers_;      // [2 * kBlock]
+  R *a_, *b_, *h_;  // [classes, padded]
+  Part<R>* parts_;  // [blocks]
+  Pending pending_;
+};
 
 }  // namespace
 }  // namespace tamis::TAMIS_ISA

@@ -151,7 +151,7 @@ _Floors = dict[str, list[float]]
 
 
 def _floors(case: Case, samples: Mapping[str, list[float]]) -> _Floors:
-    """Seconds that the machine would take, round by round: moving the bytes alone, and the slowest of all its bounds."""
+    """Seconds that the machine would take, round by round: for the bytes alone, and the slowest of all bounds."""
     work = {"stream": case.traffic, "exp": case.exponentials, "fma": case.flops}
     probed = {kind: amount for kind, amount in work.items() if f"probe {kind}" in samples}
     bounds = {kind: [amount / rate for rate in samples[f"probe {kind}"]] for kind, amount in probed.items()}

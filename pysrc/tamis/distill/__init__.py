@@ -3,6 +3,8 @@
 from .linear import linear_cross_entropy, linear_distill_loss
 from .modules import DistillationLoss
 from .ops import DeviationStats, deviation_stats, distill_loss
+from .soft import soft_cross_entropy
+from .topk import topk_distill_loss
 
 __all__ = [
     "DeviationStats",
@@ -11,4 +13,6 @@ __all__ = [
     "distill_loss",
     "linear_cross_entropy",
     "linear_distill_loss",
+    "soft_cross_entropy",
+    "topk_distill_loss",
 ]
