@@ -64,8 +64,8 @@ def soft_cross_entropy(
     _check_values(fn, probs.detach(), indices, row_weight, logits.shape[-1])
     choice = choose(fn, impl, logits)
     arguments = (logits, probs, indices, reduction, row_weight)
-    loss: Tensor = run(fn, choice, False, arguments, reference=reference.soft_cross_entropy)
-    return loss
+    forward, whole = reference.soft_cross_entropy_forward, reference.soft_cross_entropy
+    return _alone(run(fn, choice, False, arguments, reference=whole, interpreted=forward))
 
 
 def _check_values(fn: str, probs: Tensor, indices: Tensor | None, row_weight: Tensor | None, classes: int) -> None:
@@ -97,9 +97,14 @@ def _fake(
     return fake_loss("soft_cross_entropy", gradients, logits, reduction, others)
 
 
+def _alone(out: Any) -> Tensor:
+    """The loss, out of a list or not: this op gives no statistics."""
+    loss: Tensor = out[0] if isinstance(out, list) else out
+    return loss
+
+
 def _autograd(*arguments: Any) -> Tensor:
-    out = autograd("soft_cross_entropy")(*arguments)
-    return out[0] if isinstance(out, list) else out
+    return _alone(autograd("soft_cross_entropy")(*arguments))
 
 
 register(
