@@ -1,12 +1,13 @@
 """Distillation losses and what they say of where student and teacher deviate."""
 
 from .linear import linear_cross_entropy, linear_distill_loss
-from .modules import DistillationLoss
+from .modules import DistillationLoss, LinearDistillationLoss
 from .ops import DeviationStats, deviation_stats, distill_loss
 
 __all__ = [
     "DeviationStats",
     "DistillationLoss",
+    "LinearDistillationLoss",
     "deviation_stats",
     "distill_loss",
     "linear_cross_entropy",
