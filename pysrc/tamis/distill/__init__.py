@@ -1,5 +1,6 @@
 """Distillation losses and what they say of where student and teacher deviate."""
 
+from .embedding import EmbeddingDistillationLoss
 from .linear import linear_cross_entropy, linear_distill_loss
 from .modules import DistillationLoss, LinearDistillationLoss
 from .ops import DeviationStats, deviation_stats, distill_loss
@@ -7,6 +8,7 @@ from .ops import DeviationStats, deviation_stats, distill_loss
 __all__ = [
     "DeviationStats",
     "DistillationLoss",
+    "EmbeddingDistillationLoss",
     "LinearDistillationLoss",
     "deviation_stats",
     "distill_loss",

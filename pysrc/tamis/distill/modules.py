@@ -44,9 +44,7 @@ def check_fixed(
     impl: str = "auto",
 ) -> None:
     """What needs no tensors to be wrong."""
-    check_options(
-        fn, divergence, beta, label_smoothing, ignore_index, reduction, overwrite_logits, return_stats, impl
-    )
+    check_options(fn, divergence, beta, label_smoothing, ignore_index, reduction, overwrite_logits, return_stats, impl)
     check_transforms(fn, vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale)
     check_per_row(fn, "temperature", temperature)
     check_per_row(fn, "alpha", alpha)
