@@ -189,6 +189,7 @@ class TestEmbedding:
         loss = EmbeddingDistillationLoss(3, 5, **EMBEDDING)
         want = loss(q, tq, td.half().float(), target)
         torch.testing.assert_close(loss(q, tq, td.half(), target), want)
+        torch.testing.assert_close(loss(q, tq.half(), td.half(), target), want, rtol=1e-3, atol=1e-3)
         half = loss.bfloat16()(q.bfloat16(), tq.bfloat16(), td, target)
         assert half.dtype == torch.float32
         torch.testing.assert_close(half, want, rtol=0.05, atol=0.05)
