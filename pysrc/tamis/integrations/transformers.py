@@ -20,7 +20,9 @@ from ..distill import DistillationLoss, LinearDistillationLoss, distill_loss, li
 
 try:
     from transformers import Trainer
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "transformers":
+        raise  # what it needs itself
     message = "tamis.integrations.transformers: expected transformers and accelerate: pip install tamis[transformers]"
     raise ImportError(message) from error
 
@@ -141,8 +143,9 @@ class DistillationLossFunction:
         Trainer(student, args, compute_loss_func=DistillationLossFunction(student, teacher, DistillationLoss()), ...)
 
     Trainer shows such a function the student's outputs but not its inputs, which the teacher needs: a hook on the
-    student keeps those of its last call until then. Packed sequences need labels of -100 at their first token (as of
-    DataCollatorWithFlattening), or Trainer counts them in the mean. The teacher runs in its own dtype and device.
+    student keeps those of its last call until then. Sequences need labels of -100 at their first token, packed ones
+    above all (DataCollatorWithFlattening's have them), or Trainer counts them in the mean. The teacher runs in its own
+    dtype, and must be on the student's device.
 
     Args:
         student: the model that is trained; called by keyword.
@@ -198,7 +201,8 @@ def _check_head(fn: str, name: str, model: Any) -> None:
     head, parameters = core.get_output_embeddings(), inspect.signature(core.forward).parameters
     if type(head) is not nn.Linear or core.base_model is core or "logits_to_keep" not in parameters:
         what = "a torch.nn.Linear over a base model, and logits_to_keep, for LinearDistillationLoss"
-        fail(fn, name, what, f"{type(core).__name__} with a {type(head).__name__}", TypeError)
+        kind = type(head)
+        fail(fn, name, what, f"{type(core).__name__} with {kind.__module__}.{kind.__qualname__}", TypeError)
 
 
 @contextmanager
