@@ -7,6 +7,7 @@ import runpy
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def arguments(path, **options):
 
 def written_out(student_logits, teacher_logits, labels, items=None):
     """alpha T^2 KL + (1 - alpha) CE of token t's logits and label t + 1, the mean of those labelled."""
-    s, t, y = student_logits[:, :-1], teacher_logits.detach()[:, :-1], labels[:, 1:]
+    s, t, y = student_logits[:, :-1], teacher_logits.detach().float()[:, :-1], labels[:, 1:]
     s, t, y = s[y != -100], t[y != -100], y[y != -100]
     soft = F.kl_div(F.log_softmax(s / TEMPERATURE, -1), F.softmax(t / TEMPERATURE, -1), reduction="none").sum(-1)
     rows = ALPHA * TEMPERATURE**2 * soft + (1 - ALPHA) * F.cross_entropy(s, y, reduction="none")
@@ -198,6 +199,11 @@ class TestStep:
         torch.testing.assert_close(got[0], loss, rtol=0.05, atol=0)
         for name, value in gradient.items():
             assert F.cosine_similarity(got[1][name].flatten(), value.flatten(), 0) > 0.97, name
+
+    def test_teacher_in_half_precision(self, kind, tmp_path):
+        student, teacher = models()
+        got = step(TRAINERS[kind], student, teacher.bfloat16(), tmp_path)
+        assert_same(got, wanted(student, teacher, padded(SENTENCES[:4])), rtol=1e-3, atol=1e-4)
 
     def test_evaluates(self, kind, tmp_path):
         student, teacher = models()
@@ -343,6 +349,23 @@ class TestErrors:
         with pytest.raises(error, match=f"tamis.DistillationTrainer: {words}"):
             DistillationTrainer(student, arguments(tmp_path), **options)
 
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"_n_gpu": 2}, r"one GPU a process .*, got 2 in this one"),
+            ({"parallelism_config": SimpleNamespace(cp_size=2)}, "sequences that are not split .*, got cp_size=2"),
+            ({"label_smoothing_factor": 0.1}, "the loss's label_smoothing .*, got label_smoothing_factor=0.1"),
+            ({"torch_compile": True}, "no torch_compile beside LinearDistillationLoss, got torch_compile=True"),
+        ],
+    )
+    def test_arguments(self, change, words, tmp_path):
+        student, teacher = models()
+        args = arguments(tmp_path)
+        for name, value in change.items():
+            setattr(args, name, value)
+        with pytest.raises(ValueError, match=f"tamis.DistillationTrainer: args: expected {words}"):
+            DistillationTrainer(student, args, teacher=teacher, loss=LinearDistillationLoss())
+
     def test_models(self, tmp_path):
         student, teacher = models()
         sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -356,9 +379,6 @@ class TestErrors:
         DistillationTrainer(student, args, teacher=teacher, loss=DistillationLoss())
         with pytest.raises(TypeError, match=r"teacher: expected a torch.nn.Linear over .* with torch\..*\.Sequential"):
             DistillationTrainer(student, args, teacher=teacher, loss=LinearDistillationLoss())
-        args = arguments(tmp_path, torch_compile=True)
-        with pytest.raises(ValueError, match="args: expected no torch_compile"):
-            DistillationTrainer(student, args, teacher=student, loss=LinearDistillationLoss())
 
     def test_a_batch_without_labels(self, tmp_path):
         student, teacher = models()

@@ -29,6 +29,9 @@ class EmbeddingDistillationLoss(Loss):
     training alone. Asymmetric: without them; the scores are of proj(query) against the teacher's frozen documents.
     **Inference then needs the projection**: search the teacher's index with `loss.projection(student_queries)`.
 
+    Called with student_queries [B, student_dim], teacher_queries [B, teacher_dim], teacher_documents [D, teacher_dim],
+    target [B] and, by name, student_documents [D, student_dim], row_weight [B], num_items_in_batch; see forward.
+
     The paper's: the un-squared L2 distance (its gradient is 0 where the embeddings are equal), both R, one linear
     projection, the two ways to score. Ours: the other metrics and divergences, the mix by alpha in place of a sum of
     weights, T^2, the teacher's entropy taken off, and the weights' defaults; choose those so that the terms are of one

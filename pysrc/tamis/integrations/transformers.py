@@ -50,8 +50,8 @@ class DistillationTrainer(Trainer):
         loss: of reduction "mean", ignore_index -100, and no statistics.
     Raises:
         TypeError, ValueError: an argument; a model that is not causal or, for LinearDistillationLoss, no linear head
-            over hidden states; several GPUs in one process (start one process each). Heads that are sharded between
-            processes (FSDP, ZeRO-3) fail with LinearDistillationLoss.
+            over hidden states; several GPUs in one process (start one process each); sequences split between processes.
+            Heads that are sharded between processes (FSDP, ZeRO-3) fail with LinearDistillationLoss.
     """
 
     def __init__(
@@ -67,12 +67,11 @@ class DistillationTrainer(Trainer):
         _check_loss(fn, loss, DistillationLoss, LinearDistillationLoss)
         if others.get("compute_loss_func") is not None:
             fail(fn, "compute_loss_func", "none beside loss", others["compute_loss_func"])
+        linear = isinstance(loss, LinearDistillationLoss)
+        if args is not None:
+            _check_arguments(fn, args, linear)
         super().__init__(model, args, **others | {"compute_loss_func": self._distilled})
-        self.loss, self.linear = loss, isinstance(loss, LinearDistillationLoss)
-        if self.args.n_gpu > 1:
-            fail(fn, "args", "one GPU a process (torchrun or accelerate launch)", f"{self.args.n_gpu} in this one")
-        if self.linear and self.args.torch_compile:
-            fail(fn, "args", "no torch_compile beside LinearDistillationLoss", "torch_compile=True")
+        self.loss, self.linear = loss, linear
         for name, each in (("model", self.model), ("teacher", teacher)):
             _check_causal(fn, name, each)
             if self.linear:
@@ -182,6 +181,25 @@ def _check_loss(fn: str, loss: object, *kinds: type[DistillationLoss] | type[Lin
     for name, wanted in (("reduction", "mean"), ("ignore_index", IGNORED), ("return_stats", False)):
         if loss.options[name] != wanted:
             fail(fn, "loss", f"{name}={wanted!r}", repr(loss.options[name]))
+
+
+def _check_arguments(fn: str, args: Any, linear: bool) -> None:
+    """What Trainer would do past its compute_loss_func, or more than once where there is one teacher."""
+    parallel = getattr(args, "parallelism_config", None)
+    for name in ("cp_size", "sp_size"):
+        if getattr(parallel, name, 1) > 1:
+            fail(fn, "args", "sequences that are not split between processes", f"{name}={getattr(parallel, name)}")
+    if args.n_gpu > 1:
+        fail(fn, "args", "one GPU a process (torchrun or accelerate launch)", f"{args.n_gpu} in this one")
+    if args.label_smoothing_factor:
+        fail(
+            fn,
+            "args",
+            "the loss's label_smoothing in place of Trainer's",
+            f"label_smoothing_factor={args.label_smoothing_factor}",
+        )
+    if linear and args.torch_compile:
+        fail(fn, "args", "no torch_compile beside LinearDistillationLoss", "torch_compile=True")
 
 
 def _check_causal(fn: str, name: str, model: Any) -> None:
