@@ -192,12 +192,7 @@ def _check_arguments(fn: str, args: Any, linear: bool) -> None:
     if args.n_gpu > 1:
         fail(fn, "args", "one GPU a process (torchrun or accelerate launch)", f"{args.n_gpu} in this one")
     if args.label_smoothing_factor:
-        fail(
-            fn,
-            "args",
-            "the loss's label_smoothing in place of Trainer's",
-            f"label_smoothing_factor={args.label_smoothing_factor}",
-        )
+        fail(fn, "args", "label_smoothing_factor=0 (label_smoothing is the loss's)", args.label_smoothing_factor)
     if linear and args.torch_compile:
         fail(fn, "args", "no torch_compile beside LinearDistillationLoss", "torch_compile=True")
 
