@@ -268,6 +268,12 @@ class TestShiftedLabels:
         torch.testing.assert_close(got.detach(), want)
 
 
+def test_logits_may_be_overwritten(tmp_path):
+    student, teacher = models()
+    make = partial(TRAINERS["logits"], options={"overwrite_logits": True})
+    assert_same(step(make, student, teacher, tmp_path), wanted(student, teacher, padded(SENTENCES[:4])))
+
+
 class TestLinear:
     def test_no_logits_are_held(self, tmp_path):
         """The largest tensor that lives at once is less than one model's logits."""
@@ -275,7 +281,7 @@ class TestLinear:
         batch, sizes = padded(SENTENCES), {}
         for kind in LOSSES:
             run = trainer(kind, student, teacher, tmp_path)
-            with torch.utils._python_dispatch._disable_current_modes(), _Largest() as largest:
+            with _Largest() as largest:
                 run.compute_loss(student.train(), dict(batch), num_items_in_batch=50).backward()
             sizes[kind] = largest.numel
         weights = 20_000 * 48

@@ -94,7 +94,7 @@ class DistillationTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        self._inputs = inputs
+        self._inputs: dict[str, Any] = inputs
         if self._holds_logits:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with _hidden_states(self.model) as self._hidden:
@@ -102,8 +102,8 @@ class DistillationTrainer(Trainer):
 
     def _distilled(self, outputs: Any, labels: Tensor | None, num_items_in_batch: int | Tensor | None = None) -> Tensor:
         """Trainer's compute_loss_func, called by its compute_loss."""
-        inputs, items = self._inputs, _at_least_one(num_items_in_batch)
-        target = _target("DistillationTrainer", labels, inputs)
+        inputs, self._inputs = self._inputs, {}
+        target, items = _target("DistillationTrainer", labels, inputs), _at_least_one(num_items_in_batch)
         with self.accelerator.autocast():
             if self._holds_logits:
                 return _loss_of_logits(self.loss, outputs, self.teacher, inputs, target, items)
