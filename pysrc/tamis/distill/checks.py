@@ -151,6 +151,15 @@ def classes_of(fn: str, width: int, other: int, vocab_size: int | None) -> int:
     return vocab_size
 
 
+def check_chunk_size(fn: str, value: int | None) -> int | None:
+    if value is None:
+        return None
+    value = check_integer(fn, "chunk_size", value)
+    if value < 1:
+        fail(fn, "chunk_size", "at least 1", value)
+    return value
+
+
 def check_heads(
     fn: str, student: tuple[Any, Any, Any], teacher: tuple[Any, Any, Any] | None, vocab_size: int | None
 ) -> int:

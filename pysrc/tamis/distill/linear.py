@@ -8,11 +8,20 @@ import torch
 from torch import Tensor
 
 from ..common.backend import Choice, choose
-from ..common.checks import check_integer, check_tensor, fail, reads_values, real_dtype
+from ..common.checks import check_tensor, fail, reads_values, real_dtype
 from ..common.explain import explained_by
 from ..common.registry import below_autograd, is_one, once, register
 from . import reference
-from .checks import check_heads, check_options, check_target, check_transforms, check_weight, items_of, per_row
+from .checks import (
+    check_chunk_size,
+    check_heads,
+    check_options,
+    check_target,
+    check_transforms,
+    check_weight,
+    items_of,
+    per_row,
+)
 from .linear_kernels import STATE, Call, Wanted, backward, plan, run, sums, wanted_of
 from .ops import DeviationStats, fake_stats
 
@@ -78,7 +87,7 @@ def linear_distill_loss(
     classes = check_heads(fn, (hidden, weight, bias), (other, other_weight, other_bias), vocab_size)
     tau, mix = per_row(fn, "temperature", temperature, hidden), per_row(fn, "alpha", alpha, hidden)
     call = Call(
-        hidden, weight, other, other_weight, target, bias, other_bias, _chunk_size(fn, chunk_size), tau, mix,
+        hidden, weight, other, other_weight, target, bias, other_bias, check_chunk_size(fn, chunk_size), tau, mix,
         divergence, beta, label_smoothing, ignore_index, reduction, row_weight, None, *transforms, return_stats,
     )  # fmt: skip
     call = _checked(fn, call, num_items_in_batch, classes)
@@ -132,7 +141,7 @@ def linear_cross_entropy(
     check_tensor(fn, "target", target)
     call = _cross_entropy(
         cast, cast_weight, target, cast_bias, label_smoothing, ignore_index, reduction, row_weight, None, vocab_size,
-        softcap, logit_scale, _chunk_size(fn, chunk_size),
+        softcap, logit_scale, check_chunk_size(fn, chunk_size),
     )  # fmt: skip
     call = _checked(fn, call, num_items_in_batch, classes)
     choice = choose(fn, impl, hidden)
@@ -176,15 +185,6 @@ def _cast(*tensors: Tensor | None) -> list[Any]:
     dtype = torch.get_autocast_dtype(first.device.type)
     castable = (torch.float32, torch.bfloat16, torch.float16)
     return [x.to(dtype) if isinstance(x, Tensor) and x.dtype in castable else x for x in tensors]
-
-
-def _chunk_size(fn: str, value: int | None) -> int | None:
-    if value is None:
-        return None
-    value = check_integer(fn, "chunk_size", value)
-    if value < 1:
-        fail(fn, "chunk_size", "at least 1", value)
-    return value
 
 
 def _checked(fn: str, call: Call, items: int | Tensor | None, classes: int) -> Call:
