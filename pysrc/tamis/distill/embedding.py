@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..common.checks import FLOATS, NAMES, check_choice, check_dense, check_integer, check_number, fail, real_dtype
-from .checks import check_beside, check_target, check_weight, items_of
+from .checks import check_same_rows, check_target, check_weight, items_of
 from .linear import linear_distill_loss
 from .modules import Loss
 
@@ -161,7 +161,7 @@ class EmbeddingDistillationLoss(Loss):
         _check(student_queries, "student_queries", self.student_dim)
         _check(teacher_queries, "teacher_queries", self.teacher_dim)
         self._check_projects(student_queries)
-        check_beside(_FN, "queries", student_queries, teacher_queries)
+        check_same_rows(_FN, "teacher_queries", teacher_queries, student_queries)
         if teacher_documents is None:
             if self.score_weight or target is not None or student_documents is not None:
                 fail(_FN, "teacher_documents", "the documents for scores, target or student_documents", None)
