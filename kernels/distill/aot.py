@@ -1,8 +1,12 @@
 """What `tamis aot` compiles of this family."""
 
-from ..common.aot import Constant, CudaVariant, TritonVariant
+from dataclasses import replace
 
-VECTOR = {"fp32": 4, "bf16": 8, "fp16": 8, "fp64": 2}  # 128 bits
+from ..common.aot import Constant, CudaVariant, TritonVariant
+from .launch import launch
+
+BYTES = {"bf16": 2, "fp32": 4, "fp16": 2, "fp64": 8}
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse", "alone")  # in the kernels' order
 FLAGS = ("HAS_TARGET", "HAS_WEIGHT", "GRADIENT", "HARD", "SMOOTH", "STUDENT_CAP", "TEACHER_CAP")
 FEATURES = {
     "full": FLAGS,  # first: what the tests compile
@@ -19,19 +23,22 @@ def _real(dtype: str) -> str:
     return "*fp64" if dtype == "fp64" else "*fp32"
 
 
-def _warps(dtype: str) -> int:  # as pysrc/tamis/distill/cuda.py launches them
-    return 4 if dtype == "fp64" else 8
+def _launched(variant: TritonVariant, element: int, divergence: int = 0) -> TritonVariant:
+    options = launch(element, divergence)
+    constants = {name: options[name] for name in ("LANES", "VECTOR")} | dict(variant.constants)
+    return replace(variant, constants=constants, warps=options["num_warps"], registers=options["maxnreg"])
 
 
-def _loss(student: str, teacher: str, features: str) -> TritonVariant:
-    on = FEATURES[features]
-    constants: dict[str, Constant] = {"LANES": 32 * _warps(student), "VECTOR": min(VECTOR[student], VECTOR[teacher])}
-    real = _real(student)
-    return TritonVariant(
+def _loss(student: str, teacher: str, features: str = "full", divergence: str = "forward_kl") -> TritonVariant:
+    on, kind, real = FEATURES[features], DIVERGENCES.index(divergence), _real(student)
+    constants: dict[str, Constant] = {flag: flag in on for flag in FLAGS} | {"DIVERGENCE": kind}
+    if divergence == "alone":
+        constants["HARD"] = False
+    variant = TritonVariant(
         module="triton_kernels",
         kernel="distill_loss_kernel",
         dtype=student,
-        label=f"{student}-{teacher}-{features}",
+        label=f"{student}-{teacher}-{divergence}-{features}",
         types={
             "student": f"*{student}",
             "teacher": f"*{teacher}",
@@ -43,13 +50,13 @@ def _loss(student: str, teacher: str, features: str) -> TritonVariant:
             "loss": real,
             "gradient": f"*{student}" if "GRADIENT" in on else None,
         },
-        constants=constants | {flag: flag in on for flag in FLAGS} | {"DIVERGENCE": 0},
-        warps=_warps(student),
+        constants=constants,
     )
+    return _launched(variant, max(BYTES[student], BYTES[teacher]), kind)
 
 
 def _stats(dtype: str) -> TritonVariant:
-    return TritonVariant(
+    variant = TritonVariant(
         module="triton_stats",
         kernel="deviation_stats_kernel",
         dtype=dtype,
@@ -57,10 +64,9 @@ def _stats(dtype: str) -> TritonVariant:
         types=dict.fromkeys(STATS, _real(dtype))
         | {"student": f"*{dtype}", "teacher": f"*{dtype}", "teacher_argmax": "*i64", "student_argmax": "*i64"}
         | {"agree": "*i1"},
-        constants={"LANES": 32 * _warps(dtype), "VECTOR": VECTOR[dtype], "STUDENT_CAP": False, "TEACHER_CAP": False},
-        warps=_warps(dtype),
-        registers=128,
+        constants={"STUDENT_CAP": False, "TEACHER_CAP": False},
     )
+    return _launched(variant, BYTES[dtype])
 
 
 def _divisor(dtype: str) -> TritonVariant:
@@ -79,10 +85,11 @@ def _scale_rows(dtype: str, spelled: str) -> CudaVariant:
 
 
 VARIANTS: list[TritonVariant | CudaVariant] = [
-    *(_loss(dtype, dtype, features) for dtype in ("bf16", "fp32") for features in FEATURES),
-    *(_loss(student, teacher, "full") for student, teacher in
-      (("fp16", "fp16"), ("fp64", "fp64"), ("bf16", "fp32"), ("fp32", "bf16"))),
-    *(_stats(dtype) for dtype in VECTOR),
+    *(_loss(dtype, dtype, "full", divergence) for divergence in DIVERGENCES for dtype in BYTES),
+    *(_loss(dtype, dtype, features) for dtype in ("bf16", "fp32") for features in ("plain", "value")),
+    _loss("bf16", "fp32"),
+    _loss("fp32", "bf16"),
+    *(_stats(dtype) for dtype in BYTES),
     *(make(dtype) for make in (_divisor, _row_sum) for dtype in ("fp32", "fp64")),
     _scale_rows("fp32", "float"),
     _scale_rows("fp64", "double"),

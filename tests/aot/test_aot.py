@@ -12,11 +12,12 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reaso
 
 
 def chosen():
-    """One dtype a kernel and target, its richest variant."""
+    """One dtype a kernel and target, its richest variant; a divergence other than the first for one target."""
     best = {}
     for entry in entries():
-        if entry.variant.dtype in ("bf16", "fp32"):
-            best.setdefault((entry.family, entry.variant.kernel, entry.backend, entry.arch), entry)
+        divergence = getattr(entry.variant, "constants", {}).get("DIVERGENCE", 0)
+        if entry.variant.dtype in ("bf16", "fp32") and (entry.arch == 90 or not divergence):
+            best.setdefault((entry.family, entry.variant.kernel, divergence, entry.backend, entry.arch), entry)
     return [entry for entry in best.values() if entry.backend == "triton" or cuda.nvcc()]
 
 

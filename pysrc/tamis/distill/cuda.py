@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.distill.launch import launch
 from .reference import DIVERGENCES
 
-LANES, WARPS = 256, 8  # of a block of classes; both halved for float64, whose arithmetic takes twice the registers
-REGISTERS = 128  # a thread of the statistics may have: left alone, ptxas spills some to fit more programs
 ROWS_BLOCK = 1024  # rows a step where one program walks them all
+ALONE = len(DIVERGENCES)  # the kernel's divergence that reads no teacher, for alpha 0
 PROGRAMS = 4  # a multiprocessor: their rows stay in its share of the L2 for the gradient's second read
 
 
@@ -77,11 +77,9 @@ def _grid(x: Tensor, rows: int) -> tuple[int]:
     return (min(rows, PROGRAMS * processors),)
 
 
-def _block(student: Tensor, teacher: Tensor) -> dict[str, int]:
-    """A lane loads 128 bits of the wider dtype at once."""
-    half = 2 if student.dtype == torch.float64 else 1
-    vector = 16 // max(student.element_size(), teacher.element_size())
-    return {"LANES": LANES // half, "VECTOR": vector, "num_warps": WARPS // half}
+def _wider(*logits: Tensor) -> int:
+    """Bytes an element."""
+    return max(x.element_size() for x in logits)
 
 
 def _classes(fn: str, student: Tensor, teacher: Tensor, vocab_size: int | None) -> int:
@@ -97,7 +95,7 @@ def _classes(fn: str, student: Tensor, teacher: Tensor, vocab_size: int | None) 
     return classes
 
 
-def _check_overwritable(student: _Rows, logits: Tensor, teacher: _Rows) -> None:
+def _check_overwritable(student: _Rows, logits: Tensor, teacher: _Rows | None) -> None:
     """As csrc/distill.cpp does."""
     what = "tamis.distill_loss: overwrite_logits: expected"
     if student.tensor is not logits:
@@ -114,6 +112,8 @@ def _check_overwritable(student: _Rows, logits: Tensor, teacher: _Rows) -> None:
     )
     if rows > 1 and not (one if groups < 2 else two):
         raise RuntimeError(f"{what} rows that do not overlap")
+    if teacher is None:
+        return
 
     def extent(x: _Rows) -> tuple[int, int]:
         last = (rows - 1) // x.group * x.group_stride + (min(rows, x.group) - 1) * x.stride + x.tensor.shape[-1]
@@ -140,13 +140,63 @@ def _divisor(student: Tensor, rows: int, target: Tensor | None, weight: Tensor |
     return out
 
 
-def _divergence(name: str, beta: float) -> int:
+def _divergence(name: str, beta: float, alpha: Tensor) -> int:
     """Its number in the kernels. jsd with beta 0 is forward_kl and with 1 reverse_kl: by convention."""
     if name not in DIVERGENCES:
         raise RuntimeError(f"tamis.distill_loss: divergence: expected {' or '.join(DIVERGENCES)}, got {name}")
+    if _known(alpha) == 0:
+        return ALONE
     if name == "jsd" and not 0 < beta < 1:
         return 0 if beta == 0 else 1
     return DIVERGENCES.index(name)
+
+
+def _launch(
+    student: _Rows,
+    teacher: _Rows | None,
+    target: Tensor | None,
+    temperature: Tensor,
+    alpha: Tensor,
+    divergence: int,
+    beta: float,
+    label_smoothing: float,
+    ignore_index: int,
+    row_weight: Tensor | None,
+    classes: int,
+    student_softcap: float | None,
+    teacher_softcap: float | None,
+    student_logit_scale: float,
+    teacher_logit_scale: float,
+    *,
+    gradient: _Rows | None,
+    gradient_scale: Tensor | None,
+) -> Tensor:
+    """Each row's weighted loss; tensors lie on the device, of the dtypes that the kernel asks for."""
+    from ..kernels.distill.triton_kernels import distill_loss_kernel
+
+    x, real = student.tensor, _real(student.tensor)
+    hard = target is not None and divergence != ALONE and _known(alpha) != 1
+    hard = hard and (_known(temperature) != 1 or divergence != 0)
+    tau, mix = _on(x, temperature, real), _on(x, alpha, real)
+    loss = x.new_empty(x.shape[:-1], dtype=real)
+    rows = loss.numel()
+    if not rows:
+        return loss
+    beside, written = teacher or student, gradient or student
+    with _device_of(x):
+        distill_loss_kernel[_grid(x, rows)](
+            x, beside.tensor, tau, mix, target, row_weight, gradient_scale, loss,
+            None if gradient is None else gradient.tensor, rows, classes, x.shape[-1],
+            *student[1:], *beside[1:], *written[1:], int(tau.dim() > 0), int(mix.dim() > 0), ignore_index,
+            label_smoothing, beta,
+            student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0,
+            **launch(_wider(x, beside.tensor), divergence), HAS_TARGET=target is not None,
+            HAS_WEIGHT=row_weight is not None, GRADIENT=gradient is not None, HARD=hard,
+            SMOOTH=target is not None and label_smoothing > 0,
+            STUDENT_CAP=bool(student_softcap), TEACHER_CAP=bool(teacher_softcap), DIVERGENCE=divergence,
+            enable_fp_fusion=True, debug=os.environ.get("TAMIS_DEBUG") == "1",  # compiles its assertion
+        )  # fmt: skip
+    return loss
 
 
 def _forward(
@@ -163,37 +213,27 @@ def _forward(
     row_weight: Tensor | None,
     num_items_in_batch: Tensor | None,
     vocab_size: int | None,
-    student_softcap: float | None,
-    teacher_softcap: float | None,
-    student_logit_scale: float,
-    teacher_logit_scale: float,
-    *,
+    *transforms: Any,
     return_stats: bool,
     gradient: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The loss, the gradient's factor, the statistics; writes gradient, as large as student_logits, where given one."""
-    from ..kernels.distill.triton_kernels import distill_loss_kernel
     from ..kernels.distill.triton_reduce import row_sum_kernel
 
-    kind = _divergence(divergence, beta)
     if reduction not in ("mean", "sum", "none"):
         raise RuntimeError(f"tamis.distill_loss: reduction: expected mean, sum or none, got {reduction}")
+    kind = _divergence(divergence, beta, alpha)
     classes = _classes("distill_loss", student_logits, teacher_logits, vocab_size)
-    statistics = (
-        deviation_stats(student_logits, teacher_logits, classes, student_softcap, teacher_softcap,
-                        student_logit_scale, teacher_logit_scale)
-        if return_stats
-        else []
-    )  # fmt: skip
-    student, teacher = _rows(student_logits), _rows(teacher_logits)
-    written = student if gradient is None or gradient is student_logits else _rows(gradient)
+    student, teacher = _rows(student_logits), None if kind == ALONE else _rows(teacher_logits)
+    statistics = deviation_stats(student_logits, teacher_logits, classes, *transforms) if return_stats else []
+    written = None
     if gradient is student_logits:
         _check_overwritable(student, student_logits, teacher)
+        written = student
+    elif gradient is not None:
+        written = _rows(gradient)
     x, real = student.tensor, _real(student_logits)
     rows = student_logits.shape[:-1].numel()
-    hard = target is not None and _known(alpha) != 1 and (_known(temperature) != 1 or kind != 0)
-
-    tau, mix = _on(x, temperature, real), _on(x, alpha, real)
     labels = None if target is None else _on(x, target, torch.int64)
     weight = None if row_weight is None else _on(x, row_weight, real)
     items = None if num_items_in_batch is None else _on(x, num_items_in_batch, torch.float64)
@@ -206,25 +246,15 @@ def _forward(
         kept = weight != 0 if labels is None else (weight != 0) & (labels != ignore_index)
         mean = torch.where(kept, weight, 0).double().sum() / kept.sum()
         level = torch.where((mean > 0) & (mean < float("inf")), mean, level)
-    folded = divisor[1] if fold else 1 / level
-    loss = x.new_empty(student_logits.shape[:-1], dtype=real)
+    loss = _launch(
+        student, teacher, labels, temperature, alpha, kind, beta, label_smoothing, ignore_index, weight, classes,
+        *transforms, gradient=written, gradient_scale=divisor[1] if fold else 1 / level,
+    )  # fmt: skip
     factor = x.new_ones((), dtype=real) if fold else (level * divisor[1]).to(real)
+    if reduction == "none":
+        return loss, factor, statistics
+    total = x.new_empty((), dtype=real)
     with _device_of(x):
-        if rows:
-            distill_loss_kernel[_grid(x, rows)](
-                x, teacher.tensor, tau, mix, labels, weight, folded, loss,
-                None if gradient is None else written.tensor, rows, classes, x.shape[-1],
-                *student[1:], *teacher[1:], *written[1:], int(tau.dim() > 0), int(mix.dim() > 0), ignore_index,
-                label_smoothing, beta,
-                student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0,
-                **_block(student_logits, teacher_logits), HAS_TARGET=labels is not None, HAS_WEIGHT=weight is not None,
-                GRADIENT=gradient is not None, HARD=hard, SMOOTH=labels is not None and label_smoothing > 0,
-                STUDENT_CAP=bool(student_softcap), TEACHER_CAP=bool(teacher_softcap), DIVERGENCE=kind,
-                enable_fp_fusion=True, debug=os.environ.get("TAMIS_DEBUG") == "1",  # compiles its assertion
-            )  # fmt: skip
-        if reduction == "none":
-            return loss, factor, statistics
-        total = x.new_empty((), dtype=real)
         row_sum_kernel[(1,)](loss, divisor, total, rows, BLOCK=ROWS_BLOCK)
     return total, factor, statistics
 
@@ -251,6 +281,33 @@ def distill_loss_forward_(student_logits: Tensor, *args: Any) -> list[Tensor]:
     return [loss, factor, *statistics]
 
 
+def distill_rows_(student_logits: Tensor, teacher_logits: Tensor | None, *args: Any) -> list[Tensor]:
+    """[the weighted loss of each row, *statistics]; with a gradient_scale the gradient times it goes over
+    student_logits. No teacher: no alpha above 0, and a row that has one is NaN."""
+    (target, temperature, alpha, divergence, beta, label_smoothing, ignore_index, row_weight, vocab_size,
+     *transforms, gradient_scale, return_stats) = args  # fmt: skip
+    fn = "distill_loss"
+    kind = _divergence(divergence, beta, alpha)
+    beside = student_logits if teacher_logits is None else teacher_logits
+    classes = _classes(fn, student_logits, beside, vocab_size)
+    if teacher_logits is None:
+        if _known(alpha) and student_logits.shape[:-1].numel():
+            raise RuntimeError(f"tamis.{fn}: teacher_logits: expected a tensor where alpha is not 0")
+        kind = ALONE
+    student, teacher = _rows(student_logits), None if kind == ALONE else _rows(beside)
+    x, real = student.tensor, _real(student_logits)
+    statistics = deviation_stats(student_logits, beside, classes, *transforms) if return_stats else []
+    if gradient_scale is not None:
+        _check_overwritable(student, student_logits, teacher)
+        gradient_scale = _on(x, gradient_scale, torch.float64)
+    loss = _launch(
+        student, teacher, None if target is None else _on(x, target, torch.int64), temperature, alpha, kind, beta,
+        label_smoothing, ignore_index, None if row_weight is None else _on(x, row_weight, real), classes, *transforms,
+        gradient=None if gradient_scale is None else student, gradient_scale=gradient_scale,
+    )  # fmt: skip
+    return [loss, *statistics]
+
+
 def deviation_stats(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -273,8 +330,8 @@ def deviation_stats(
             deviation_stats_kernel[_grid(student_logits, rows)](
                 student.tensor, teacher.tensor, *out, rows, classes, *student[1:], *teacher[1:],
                 student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0,
-                **_block(student_logits, teacher_logits), STUDENT_CAP=bool(student_softcap),
-                TEACHER_CAP=bool(teacher_softcap), enable_fp_fusion=True, maxnreg=REGISTERS,
+                **launch(_wider(student_logits, teacher_logits)), STUDENT_CAP=bool(student_softcap),
+                TEACHER_CAP=bool(teacher_softcap), enable_fp_fusion=True,
             )  # fmt: skip
     return out
 
