@@ -1,32 +1,23 @@
 // Checks, allocates, parallelises; the arithmetic is in kernels/distill. Nothing inside parallel_for may throw.
+#include "distill.h"
 #include <torch/csrc/stable/library.h>
 #include <atomic>
 #include <utility>
-#include "common.h"
-#include "dispatch.h"
 
 namespace tamis {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-
-int64_t counted_classes(const char* what, const Tensor& student, const Tensor& teacher,
+int64_t counted_classes(const Names& names, const Tensor& student, const Tensor& teacher,
                         std::optional<int64_t> vocab_size) {
+  const char* const what = names.op;
   const int64_t s = student.size(student.dim() - 1), t = teacher.size(teacher.dim() - 1);
-  STD_TORCH_CHECK(leading(student) == leading(teacher), what,
-                  ": teacher_logits: expected the leading axes of student_logits, ", rows_of(student), " rows, got ",
-                  rows_of(teacher));
+  STD_TORCH_CHECK(leading(student) == leading(teacher), what, ": ", names.teacher, ": expected the leading axes of ",
+                  names.student, ", ", rows_of(student), " rows, got ", rows_of(teacher));
   STD_TORCH_CHECK(vocab_size || s == t, what, ": vocab_size: expected a number for ", s, " and ", t, " classes");
   const int64_t classes = vocab_size.value_or(s);
   STD_TORCH_CHECK(0 < classes && classes <= s && classes <= t, what, ": vocab_size: expected 1 to ", s < t ? s : t,
                   ", got ", classes);
   return classes;
-}
-
-Matrix first_classes(const Tensor& t, int64_t classes) {
-  Matrix m = *walk(t);
-  m.classes = classes;
-  return m;
 }
 
 // From the first byte of what a tensor's rows span to past the last; width: elements a row.
@@ -39,18 +30,6 @@ std::pair<uintptr_t, uintptr_t> extent(const Tensor& t, int64_t width) {
 }
 
 LogitTransform transform(double scale, std::optional<double> cap) { return {scale, cap.value_or(0)}; }
-
-// Runs kernel(begin, end, scratch) over the rows, on all threads.
-template <class Kernel>
-void over_rows(const char* what, int64_t rows, int64_t classes, const Kernel& kernel) {
-  const int64_t bytes = kernels().distill.scratch_bytes(classes);
-  std::atomic<bool> starved{false};
-  torch::stable::parallel_for(0, rows, grain(classes), [&](int64_t begin, int64_t end) {
-    const Scratch scratch(bytes);
-    scratch.data() ? kernel(begin, end, scratch.data()) : starved.store(true);
-  });
-  STD_TORCH_CHECK(!starved, what, ": out of memory");
-}
 
 const int64_t kStats = 11;
 
@@ -86,15 +65,16 @@ Tensors deviation_stats(const Tensor& student_logits, const Tensor& teacher_logi
   const char* const what = "tamis.deviation_stats";
   const Tensor student = logits("tamis.deviation_stats: student_logits", student_logits);
   const Tensor teacher = logits("tamis.deviation_stats: teacher_logits", teacher_logits);
-  const int64_t classes = counted_classes(what, student, teacher, vocab_size);
+  const int64_t classes = counted_classes({what, "student_logits", "teacher_logits"}, student, teacher, vocab_size);
   Stats stats = prepare_stats(what, student, teacher, classes, transform(student_logit_scale, student_softcap),
                               transform(teacher_logit_scale, teacher_softcap));
-  over_rows(what, rows_of(student), classes,
+  over_rows(what, rows_of(student), classes, kernels().distill.scratch_bytes(classes),
             [&](int64_t begin, int64_t end, void* scratch) { stats.kernel(stats.op, begin, end, scratch); });
   return stats.out;
 }
 
-// jsd with beta 0 is forward_kl and with 1 reverse_kl: by convention, the formula would give 0.
+}  // namespace
+
 Divergence divergence_of(const char* what, const std::string& name, double beta) {
   const char* const names[] = {"forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse"};
   for (int i = 0; i < kDivergences; ++i) {
@@ -106,56 +86,42 @@ Divergence divergence_of(const char* what, const std::string& name, double beta)
                   name);
 }
 
-// What the row kernel is given, with the tensors it points into.
-struct Rows {
-  const char* what;
-  DistillLoss op;
-  LossKernel kernel;
-  int64_t rows, classes, width;
-  bool wide;  // the arithmetic is in double
-  Tensor student, teacher, temperature, alpha, loss;
-  std::optional<Tensor> target, row_weight;
-};
-
-Rows prepare(const char* what, const Tensor& student_logits, const std::optional<Tensor>& teacher_logits,
-             const std::optional<Tensor>& target, const Tensor& temperature, const Tensor& alpha,
-             const std::string& divergence, double beta, double label_smoothing, int64_t ignore_index,
-             const std::optional<Tensor>& row_weight, std::optional<int64_t> vocab_size,
-             std::optional<double> student_softcap, std::optional<double> teacher_softcap, double student_logit_scale,
-             double teacher_logit_scale) {
+Rows prepare(const Names& names, const Tensor& student_logits, const std::optional<Tensor>& teacher_logits,
+             const std::optional<Tensor>& target, const Tensor& temperature, const Tensor& alpha, Divergence divergence,
+             double beta, double label_smoothing, int64_t ignore_index, const std::optional<Tensor>& row_weight,
+             std::optional<int64_t> vocab_size, std::optional<double> student_softcap,
+             std::optional<double> teacher_softcap, double student_logit_scale, double teacher_logit_scale) {
+  const char* const what = names.op;
+  const std::string of = std::string(what) + ": ";
   STD_TORCH_CHECK(0 <= label_smoothing && label_smoothing <= 1, what, ": label_smoothing: expected 0 to 1, got ",
                   label_smoothing);
-  const Tensor student = logits("tamis.distill_loss: student_logits", student_logits);
-  const Tensor teacher = teacher_logits ? logits("tamis.distill_loss: teacher_logits", *teacher_logits) : student;
-  const int64_t classes = counted_classes(what, student, teacher, vocab_size);
-  const DistillKernels& k = kernels().distill;
-  const auto kernel = k.distill_loss[dtype_of(what, student)][dtype_of(what, teacher)];
-  STD_TORCH_CHECK(kernel, what, ": teacher_logits: expected float64 beside float64 and only there");
+  const Tensor student = logits((of + names.student).c_str(), student_logits);
+  const Tensor teacher = teacher_logits ? logits((of + names.teacher).c_str(), *teacher_logits) : student;
+  const int64_t classes = counted_classes(names, student, teacher, vocab_size);
   const ScalarType real = real_type(student);
   const std::vector<int64_t> axes = leading(student);
   const auto numbers = [&](const char* name, const Tensor& t, Count count) {
-    return scalars(name, t, real, axes, count);
+    return scalars((of + name).c_str(), t, real, axes, count);
   };
-  Rows r{what,
+  Rows r{names,
          {},
-         kernel,
          rows_of(student),
          classes,
          student.size(student.dim() - 1),
          real == ScalarType::Double,
          student,
          teacher,
-         numbers("tamis.distill_loss: temperature", temperature, Count::either),
-         numbers("tamis.distill_loss: alpha", alpha, Count::either),
+         numbers("temperature", temperature, Count::either),
+         numbers("alpha", alpha, Count::either),
          torch::stable::new_empty(student, axes, real),
          {},
          {}};
   if (target) {
     STD_TORCH_CHECK(target->scalar_type() == ScalarType::Long, what, ": target: expected int64, got ",
                     torch::headeronly::toString(target->scalar_type()));
-    r.target = scalars("tamis.distill_loss: target", *target, ScalarType::Long, axes, Count::each);
+    r.target = scalars((of + "target").c_str(), *target, ScalarType::Long, axes, Count::each);
   }
-  if (row_weight) r.row_weight = numbers("tamis.distill_loss: row_weight", *row_weight, Count::each);
+  if (row_weight) r.row_weight = numbers("row_weight", *row_weight, Count::each);
 
   DistillLoss& op = r.op;
   op.student = first_classes(student, classes), op.teacher = first_classes(teacher, classes);
@@ -165,18 +131,21 @@ Rows prepare(const char* what, const Tensor& student_logits, const std::optional
   op.alpha = r.alpha.const_data_ptr(), op.alpha_step = r.alpha.dim() != 0;
   op.target = r.target ? static_cast<const int64_t*>(r.target->const_data_ptr()) : nullptr;
   op.row_weight = r.row_weight ? r.row_weight->const_data_ptr() : nullptr;
-  op.divergence = divergence_of(what, divergence, beta), op.beta = beta;
+  op.divergence = divergence, op.beta = beta;
   op.ignore_index = ignore_index, op.label_smoothing = label_smoothing;
   op.loss = r.loss.mutable_data_ptr();
-  k.plan[r.wide](op, r.rows);
-  STD_TORCH_CHECK(teacher_logits || op.divergence == kAlone || op.kept_rows == 0, what,
-                  ": teacher_logits: expected a tensor where alpha is not 0");
+  kernels().distill.plan[r.wide](op, r.rows);
   return r;
 }
 
-// Whether the gradient may be written over the logits as they lie.
-void check_overwritable(const Rows& r, const Tensor& student_logits) {
-  STD_TORCH_CHECK(r.student.data_ptr() == student_logits.data_ptr(), r.what,
+LossKernel loss_kernel(const Rows& r) {
+  const auto kernel = kernels().distill.distill_loss[dtype_of(r.names.op, r.student)][dtype_of(r.names.op, r.teacher)];
+  STD_TORCH_CHECK(kernel, r.names.op, ": ", r.names.teacher, ": expected float64 beside float64 and only there");
+  return kernel;
+}
+
+void check_overwritable(const Rows& r, const Tensor& student_logits, const Tensor& teacher, int64_t width) {
+  STD_TORCH_CHECK(r.student.data_ptr() == student_logits.data_ptr(), r.names.op,
                   ": overwrite_logits: expected logits that two strides walk, classes side by side");
   const Matrix m = *walk(r.student);
   const int64_t groups = r.rows ? (r.rows - 1) / m.group + 1 : 0;
@@ -186,55 +155,35 @@ void check_overwritable(const Rows& r, const Tensor& student_logits) {
   STD_TORCH_CHECK(
       r.rows < 2 || (groups < 2 ? m.stride >= r.width
                                 : apart(m.stride, m.group, m.group_stride) || apart(m.group_stride, groups, m.stride)),
-      r.what, ": overwrite_logits: expected rows that do not overlap");
+      r.names.op, ": overwrite_logits: expected rows that do not overlap");
   if (r.op.divergence == kAlone) return;
-  const auto mine = extent(r.student, r.width), other = extent(r.teacher, r.classes);
-  STD_TORCH_CHECK(mine.second <= other.first || other.second <= mine.first, r.what,
-                  ": overwrite_logits: expected teacher_logits in memory apart from student_logits");
+  const auto mine = extent(r.student, r.width), other = extent(teacher, width);
+  STD_TORCH_CHECK(mine.second <= other.first || other.second <= mine.first, r.names.op, ": overwrite_logits: expected ",
+                  r.names.teacher, " in memory apart from student_logits");
 }
 
-// The losses, the gradient where op has one, and the statistics where they are wanted.
-Tensors run(Rows& r, bool return_stats) {
-  std::optional<Stats> stats;
-  if (return_stats)
-    stats = prepare_stats(r.what, r.student, r.teacher, r.classes, r.op.student_transform, r.op.teacher_transform);
-  over_rows(r.what, r.rows, r.classes, [&](int64_t begin, int64_t end, void* scratch) {
-    if (!stats) return r.kernel(r.op, begin, end, scratch);
-    for (int64_t i = begin; i < end; ++i) {  // the row is read from memory once; before its gradient may overwrite it
-      stats->kernel(stats->op, i, i + 1, scratch);
-      r.kernel(r.op, i, i + 1, scratch);
-    }
+void over_rows(const char* what, int64_t rows, int64_t classes, int64_t scratch_bytes, const RowsKernel& kernel) {
+  std::atomic<bool> starved{false};
+  torch::stable::parallel_for(0, rows, grain(classes), [&](int64_t begin, int64_t end) {
+    const Scratch scratch(scratch_bytes);
+    scratch.data() ? kernel(begin, end, scratch.data()) : starved.store(true);
   });
-  return stats ? stats->out : Tensors{};
+  STD_TORCH_CHECK(!starved, what, ": out of memory");
 }
 
-enum class Gradient { none, fresh, over_logits };
-
-template <Gradient kGradient>
-Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits, const std::optional<Tensor>& target,
-                     const Tensor& temperature, const Tensor& alpha, const std::string& divergence, double beta,
-                     double label_smoothing, int64_t ignore_index, const std::string& reduction,
-                     const std::optional<Tensor>& row_weight, const std::optional<Tensor>& num_items_in_batch,
-                     std::optional<int64_t> vocab_size, std::optional<double> student_softcap,
-                     std::optional<double> teacher_softcap, double student_logit_scale, double teacher_logit_scale,
-                     bool overwrite_logits, bool return_stats) {
-  const char* const what = "tamis.distill_loss";
+Tensors reduced(Rows& r, Gradient kind, const std::string& reduction, const std::optional<Tensor>& num_items_in_batch,
+                const std::function<void()>& run) {
+  const char* const what = r.names.op;
   STD_TORCH_CHECK(reduction == "mean" || reduction == "sum" || reduction == "none", what,
                   ": reduction: expected mean, sum or none, got ", reduction);
-  STD_TORCH_CHECK(!overwrite_logits || kGradient == Gradient::over_logits, what,
-                  ": overwrite_logits: the raw op changes no argument; tamis.distill.distill_loss does");
-  Rows r = prepare(what, student_logits, teacher_logits, target, temperature, alpha, divergence, beta, label_smoothing,
-                   ignore_index, row_weight, vocab_size, student_softcap, teacher_softcap, student_logit_scale,
-                   teacher_logit_scale);
   DistillLoss& op = r.op;
   const Tensor& student = r.student;
-
   double divisor = 1;
   if (reduction == "mean") {
     divisor = op.kept_weight;
     if (num_items_in_batch) {
-      const Tensor items =
-          scalars("tamis.distill_loss: num_items_in_batch", *num_items_in_batch, ScalarType::Double, {}, Count::one);
+      const Tensor items = scalars((std::string(what) + ": num_items_in_batch").c_str(), *num_items_in_batch,
+                                   ScalarType::Double, {}, Count::one);
       divisor = *static_cast<const double*>(items.const_data_ptr());
     }
     if (op.kept_weight == 0 && divisor == 0) divisor = 1;  // nothing kept: 0, not 0 / 0
@@ -246,18 +195,15 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
   op.gradient_scale = fold ? 1 / divisor : 1 / level;
 
   std::optional<Tensor> gradient;
-  if constexpr (kGradient == Gradient::fresh)
+  if (kind == Gradient::fresh)
     gradient =
         advise_huge_pages(torch::stable::empty(student.sizes(), student.scalar_type(), std::nullopt, student.device()));
-  if constexpr (kGradient == Gradient::over_logits) {
-    check_overwritable(r, student_logits);
-    gradient = student;
-  }
+  if (kind == Gradient::over_logits) gradient = student;
   if (gradient) {
     op.gradient = first_classes(*gradient, r.width);
-    op.stream_gradient = kGradient == Gradient::fresh && gradient->numel() * gradient->element_size() >= kLarge;
+    op.stream_gradient = kind == Gradient::fresh && gradient->numel() * gradient->element_size() >= kLarge;
   }
-  const Tensors stats = run(r, return_stats);
+  run();
 
   Tensors out;
   if (reduction == "none") {
@@ -267,12 +213,52 @@ Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits,
     kernels().distill.reduce[r.wide](r.loss.const_data_ptr(), r.rows, divisor, total.mutable_data_ptr());
     out.push_back(total);
   }
-  if constexpr (kGradient == Gradient::fresh) out.push_back(*gradient);
-  if constexpr (kGradient != Gradient::none) {
+  if (kind == Gradient::fresh) out.push_back(*gradient);
+  if (kind != Gradient::none) {
     Tensor factor = torch::stable::new_empty(student, {}, r.loss.scalar_type());
     torch::stable::fill_(factor, fold ? 1 : level / divisor);
     out.push_back(factor);
   }
+  return out;
+}
+
+namespace {
+
+const Names kNames = {"tamis.distill_loss", "student_logits", "teacher_logits"};
+
+// The losses, the gradient where op has one, and the statistics where they are wanted.
+Tensors run(Rows& r, bool return_stats) {
+  const LossKernel kernel = loss_kernel(r);
+  std::optional<Stats> stats;
+  if (return_stats)
+    stats = prepare_stats(r.names.op, r.student, r.teacher, r.classes, r.op.student_transform, r.op.teacher_transform);
+  over_rows(r.names.op, r.rows, r.classes, kernels().distill.scratch_bytes(r.classes),
+            [&](int64_t begin, int64_t end, void* scratch) {
+              if (!stats) return kernel(r.op, begin, end, scratch);
+              for (int64_t i = begin; i < end; ++i) {  // the row is read from memory once; before its gradient may
+                stats->kernel(stats->op, i, i + 1, scratch);  // overwrite it
+                kernel(r.op, i, i + 1, scratch);
+              }
+            });
+  return stats ? stats->out : Tensors{};
+}
+
+template <Gradient kGradient>
+Tensors distill_loss(const Tensor& student_logits, const Tensor& teacher_logits, const std::optional<Tensor>& target,
+                     const Tensor& temperature, const Tensor& alpha, const std::string& divergence, double beta,
+                     double label_smoothing, int64_t ignore_index, const std::string& reduction,
+                     const std::optional<Tensor>& row_weight, const std::optional<Tensor>& num_items_in_batch,
+                     std::optional<int64_t> vocab_size, std::optional<double> student_softcap,
+                     std::optional<double> teacher_softcap, double student_logit_scale, double teacher_logit_scale,
+                     bool overwrite_logits, bool return_stats) {
+  STD_TORCH_CHECK(!overwrite_logits || kGradient == Gradient::over_logits, kNames.op,
+                  ": overwrite_logits: the raw op changes no argument; tamis.distill.distill_loss does");
+  Rows r = prepare(kNames, student_logits, teacher_logits, target, temperature, alpha,
+                   divergence_of(kNames.op, divergence, beta), beta, label_smoothing, ignore_index, row_weight,
+                   vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale);
+  if (kGradient == Gradient::over_logits) check_overwritable(r, student_logits, r.teacher, r.classes);
+  Tensors stats;
+  Tensors out = reduced(r, kGradient, reduction, num_items_in_batch, [&] { stats = run(r, return_stats); });
   out.insert(out.end(), stats.begin(), stats.end());
   return out;
 }
@@ -284,11 +270,13 @@ Tensors distill_rows_(Tensor student_logits, const std::optional<Tensor>& teache
                       std::optional<double> student_softcap, std::optional<double> teacher_softcap,
                       double student_logit_scale, double teacher_logit_scale,
                       const std::optional<Tensor>& gradient_scale, bool return_stats) {
-  Rows r = prepare("tamis.distill_loss", student_logits, teacher_logits, target, temperature, alpha, divergence, beta,
-                   label_smoothing, ignore_index, row_weight, vocab_size, student_softcap, teacher_softcap,
-                   student_logit_scale, teacher_logit_scale);
+  Rows r = prepare(kNames, student_logits, teacher_logits, target, temperature, alpha,
+                   divergence_of(kNames.op, divergence, beta), beta, label_smoothing, ignore_index, row_weight,
+                   vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale);
+  STD_TORCH_CHECK(teacher_logits || r.op.divergence == kAlone || r.op.kept_rows == 0, kNames.op,
+                  ": teacher_logits: expected a tensor where alpha is not 0");
   if (gradient_scale) {
-    check_overwritable(r, student_logits);
+    check_overwritable(r, student_logits, r.teacher, r.classes);
     const Tensor scale =
         scalars("tamis._distill_rows_: gradient_scale", *gradient_scale, ScalarType::Double, {}, Count::one);
     r.op.gradient = first_classes(r.student, r.width);

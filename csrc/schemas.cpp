@@ -4,21 +4,36 @@
 #include <torch/csrc/stable/library.h>
 #include "dispatch.h"
 
-// From student_logits or teacher_logits on, what the loss and its private forms share.
-#define TAMIS_DISTILL_OPTIONS                                                                                        \
-  "Tensor teacher_logits, Tensor? target, Tensor temperature, Tensor alpha, str divergence=\"forward_kl\", "         \
-  "float beta=0.5, float label_smoothing=0.0, int ignore_index=-100, str reduction=\"mean\", "                       \
-  "Tensor? row_weight=None, Tensor? num_items_in_batch=None, SymInt? vocab_size=None, float? student_softcap=None, " \
-  "float? teacher_softcap=None, float student_logit_scale=1.0, float teacher_logit_scale=1.0, "                      \
-  "bool overwrite_logits=False, bool return_stats=False) -> Tensor[]"
+// What the losses share, and each with its private forms: what follows student_logits.
+#define TAMIS_OPTIONS                                                                                            \
+  "Tensor temperature, Tensor alpha, str divergence=\"forward_kl\", float beta=0.5, float label_smoothing=0.0, " \
+  "int ignore_index=-100, str reduction=\"mean\", Tensor? row_weight=None, Tensor? num_items_in_batch=None, "    \
+  "SymInt? vocab_size=None, float? student_softcap=None, float? teacher_softcap=None, "                          \
+  "float student_logit_scale=1.0, float teacher_logit_scale=1.0, bool overwrite_logits=False"
+#define TAMIS_DISTILL "Tensor teacher_logits, Tensor? target, " TAMIS_OPTIONS ", bool return_stats=False) -> Tensor[]"
+#define TAMIS_TOPK_DISTILL                                                                                  \
+  "Tensor teacher_topk_values, Tensor teacher_topk_indices, Tensor teacher_logsumexp, Tensor? target, str " \
+  "tail, " TAMIS_OPTIONS ") -> Tensor[]"
+#define TAMIS_SOFT \
+  "(Tensor logits, Tensor probs, Tensor? indices=None, str reduction=\"mean\", Tensor? row_weight=None) -> "
 
 STABLE_TORCH_LIBRARY(tamis, m) {
   // distill
-  m.def("distill_loss(Tensor student_logits, " TAMIS_DISTILL_OPTIONS);
+  m.def("distill_loss(Tensor student_logits, " TAMIS_DISTILL);
   // The loss, the gradient of student_logits with the reduction folded in, its factor still to come, the statistics.
-  m.def("_distill_loss_forward(Tensor student_logits, " TAMIS_DISTILL_OPTIONS);
+  m.def("_distill_loss_forward(Tensor student_logits, " TAMIS_DISTILL);
   // The same; the gradient is written over student_logits and not returned.
-  m.def("_distill_loss_forward_(Tensor(a!) student_logits, " TAMIS_DISTILL_OPTIONS);
+  m.def("_distill_loss_forward_(Tensor(a!) student_logits, " TAMIS_DISTILL);
+  // Likewise.
+  m.def("topk_distill_loss(Tensor student_logits, " TAMIS_TOPK_DISTILL);
+  m.def("_topk_distill_loss_forward(Tensor student_logits, " TAMIS_TOPK_DISTILL);
+  m.def("_topk_distill_loss_forward_(Tensor(a!) student_logits, " TAMIS_TOPK_DISTILL);
+  m.def("soft_cross_entropy" TAMIS_SOFT "Tensor");
+  m.def("_soft_cross_entropy_forward" TAMIS_SOFT "Tensor[]");
+  // The first number of indices [*, K] that is no class or comes twice in its row, or -1.
+  m.def("_bad_index(Tensor indices, int classes) -> int");
+  // The first row of probs [*, classes] that has a negative number or does not sum to 1 within tolerance, or -1.
+  m.def("_bad_distribution(Tensor probs, float tolerance) -> int");
   // One chunk of a linear loss: the weighted loss of each row, the statistics; gradient_scale (0-d) times the gradient
   // goes over student_logits where it is given. No teacher where every alpha is 0.
   m.def(

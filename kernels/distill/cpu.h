@@ -9,7 +9,16 @@ struct LogitTransform {  // x -> cap * tanh(scale * x / cap); cap 0: scale * x
   double scale, cap;
 };
 
-enum Divergence { kForwardKl, kReverseKl, kJsd, kTotalVariation, kLogitMse, kDivergences, kAlone = kDivergences };
+enum Divergence {
+  kForwardKl,
+  kReverseKl,
+  kJsd,
+  kTotalVariation,
+  kLogitMse,
+  kDivergences,
+  kAlone = kDivergences,
+  kSoftTarget  // cross-entropy with the teacher's "logits", which are probabilities as they are
+};
 
 struct DistillLoss {
   Matrix student, teacher;  // [rows, classes]: the classes that count, not the padding; kAlone: no teacher
@@ -32,6 +41,16 @@ struct DistillLoss {
   int64_t kept_rows;   // how many they are
 };
 
+// A teacher of whom K entries of each row are given. What they say is compared as dense logits of K + 1 classes would
+// be: the last stands for all others together.
+struct TopkLoss {
+  DistillLoss loss;        // no teacher; its divergence is that of the K + 1
+  const void* values;      // Real [rows, entries]: the teacher's logits, or probabilities (kSoftTarget)
+  const int64_t* indices;  // [rows, entries]: their classes, each at most once a row; checked here
+  int64_t entries;         // K, 1 or more, at most the classes
+  const void* logsumexp;   // Real [rows]: of all the teacher's logits / temperature; null: the others have nothing
+};
+
 struct DeviationStats {
   Matrix student, teacher;
   LogitTransform student_transform, teacher_transform;
@@ -41,7 +60,14 @@ struct DeviationStats {
 };
 
 using LossKernel = void (*)(const DistillLoss& op, int64_t begin, int64_t end, void* scratch);
+using TopkKernel = void (*)(const TopkLoss& op, int64_t begin, int64_t end, void* scratch);
 using StatsKernel = void (*)(const DeviationStats& op, int64_t begin, int64_t end, void* scratch);
+// The first entry of rows begin..end of [rows, entries] that is no class or comes twice in its row, counted from row 0,
+// or -1. scratch: a bit a class, in whole 64s.
+using IndexCheck = int64_t (*)(const int64_t* indices, int64_t entries, int64_t classes, int64_t begin, int64_t end,
+                               void* scratch);
+// The first row of begin..end that has a negative number or does not sum to 1 within tolerance, or -1.
+using DistributionCheck = int64_t (*)(Matrix probs, double tolerance, int64_t begin, int64_t end);
 using PlanKernel = void (*)(DistillLoss& op, int64_t rows);
 using ReduceKernel = void (*)(const void* loss, int64_t rows, double divisor, void* out);
 using ScaleKernel = void (*)(Matrix gradient, const void* grad, int64_t grad_step, double factor, int64_t begin,
@@ -50,12 +76,16 @@ using ScaleKernel = void (*)(Matrix gradient, const void* grad, int64_t grad_ste
 struct DistillKernels {
   // Rows begin..end. By the student's dtype, then the teacher's; null where one of them alone is double.
   const LossKernel (*distill_loss)[kDtypes];
+  const TopkKernel* topk_loss;  // by the student's dtype
   const StatsKernel (*deviation_stats)[kDtypes];
-  int64_t (*scratch_bytes)(int64_t classes);  // that either needs, aligned to 64
-  const PlanKernel* plan;                     // float, double
-  const ReduceKernel* reduce;                 // float, double: the sum in order, divided; out: Real [1]
+  int64_t (*scratch_bytes)(int64_t classes);  // that distill_loss or deviation_stats needs, aligned to 64
+  int64_t (*topk_scratch_bytes)(int64_t classes, int64_t entries);
+  const PlanKernel* plan;      // float, double
+  const ReduceKernel* reduce;  // float, double: the sum in order, divided; out: Real [1]
   // By dtype: out = gradient * grad[row * grad_step] * factor; out may be gradient.
   const ScaleKernel* scale_rows;
+  IndexCheck bad_index;
+  const DistributionCheck* bad_distribution;  // by dtype
 };
 
 namespace v2 {

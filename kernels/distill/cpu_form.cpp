@@ -5,6 +5,7 @@
 //   total_variation 1/2 sum |p - q|                     both: a = exp(s), b = exp(t), then b = p * the gradient's part
 //   logit_mse       mean (s - t)^2                      a = s - t, b = 0
 //   alone           no teacher: cross-entropy           a = exp(s)
+//   soft target     the teacher's logits are q itself   a = exp(s), b = q
 // p and q are the softmaxes of s / tau and t / tau. Every one is read in a single pass; jsd and total variation, which
 // need both sums first, go over the exponentials in L2 once more, with two logarithms a class or none.
 #include "form.h"
@@ -12,7 +13,7 @@
 namespace tamis::TAMIS_ISA {
 namespace {
 
-enum Kind { kForward, kReverse, kSquare, kOne };  // how a block is read
+enum Kind { kForward, kReverse, kSquare, kOne, kGiven };  // how a block is read
 
 template <bool kCare, class V, class R>
 V exponential(V u, R scale) {
@@ -38,6 +39,10 @@ Sums<R> read(const Read<R>& block) {
     } else if constexpr (kKind == kSquare) {
       a = care.value ? (s == t ? V{} : s - t) : s - t, b = V{};  // -inf in both is no difference
       sum_d += a * a;
+    } else if constexpr (kKind == kGiven) {
+      a = exponential<care.value>(us, x.inverse_tau), b = t;
+      sum_s += a, sum_t += b;
+      sum_d += care.value ? (b == 0 ? V{} : b * us) : b * us;
     } else {
       a = exponential<care.value>(us, x.inverse_tau), b = exponential<care.value>(ut, x.inverse_tau);
       sum_s += a, sum_t += b;
@@ -60,7 +65,10 @@ Sums<R> read(const Read<R>& block) {
     if constexpr (kKind != kOne) __builtin_prefetch(x.next_t + i * x.size_t_);
     step(load(x.s + i), load(x.t + i), i, Constant<kCare>{});
   }
-  if (i < x.n) step(load_tail(x.s + i, x.n - i), load_tail(x.t + i, x.n - i), i, Constant<true>{});
+  if (i < x.n) {
+    const V t = load_tail(x.t + i, x.n - i, kKind == kGiven ? 0 : -kInf);
+    step(load_tail(x.s + i, x.n - i), t, i, Constant<true>{});
+  }
   return {reduce_add(sum_s), reduce_add(sum_t), reduce_add(sum_d), kHard ? reduce_add(sum_h) : R(0)};
 }
 
@@ -74,7 +82,11 @@ Sums<R> moved(const Sums<R>& x, Tops<R> from, Tops<R> to, R inverse_tau) {
   const R hard = x.hard * rescale(from.student, to.student, R(1));
   if (kKind == kSquare) return {0, 0, x.difference, hard};
   const R s = rescale(from.student, to.student, inverse_tau);
-  if (kKind == kOne) return {x.student * s, 0, 0, 0};
+  if (kKind == kOne) return {x.student * s, 0, 0, hard};
+  if (kKind == kGiven) {
+    const R gained = shift_of(from.student) - shift_of(to.student);
+    return {x.student * s, x.teacher, x.teacher == 0 ? x.difference : x.difference + x.teacher * gained, 0};
+  }
   const R t = rescale(from.teacher, to.teacher, inverse_tau);
   const R weight = kKind == kForward ? t : s, total = kKind == kForward ? x.teacher : x.student;
   const R gained = kKind == kForward ? offset(from, to) : -offset(from, to);
@@ -171,6 +183,11 @@ Soft<R> cross_entropy(const Sums<R>&, const Compared<R>&, R, R, int64_t) {
 }
 
 template <class R>
+Soft<R> soft_target(const Sums<R>& x, const Compared<R>&, R, R, int64_t) {
+  return {x.teacher * log(double(x.student)) - x.difference, x.teacher / x.student, 1};
+}
+
+template <class R>
 using Compare = Compared<R> (*)(const Sums<R>&, R, R*, R*, int64_t);
 template <class R>
 using Finish = Soft<R> (*)(const Sums<R>&, const Compared<R>&, R, R, int64_t);
@@ -192,12 +209,18 @@ struct Forms {
       make<kForward, kHard, true, R>(total_variation, compare_apart), make<kSquare, kHard, true, R>(logit_mse)};
   static constexpr Form<R> forward_kl_unkept = make<kForward, kHard, false, R>(forward_kl);
 };
+template <bool kHard, bool kKeep, class R>
+constexpr Form<R> kCrossEntropy = make<kOne, kHard, kKeep, R>(cross_entropy);
 template <bool kKeep, class R>
-constexpr Form<R> kCrossEntropy = make<kOne, false, kKeep, R>(cross_entropy);
+constexpr Form<R> kSoftCrossEntropy = make<kGiven, false, kKeep, R>(soft_target);
 
 template <class R>
 const Form<R>& chosen(Divergence divergence, bool hard, bool gradient) {
-  if (divergence == kAlone) return gradient ? kCrossEntropy<true, R> : kCrossEntropy<false, R>;
+  if (divergence == kAlone)
+    return hard       ? kCrossEntropy<true, true, R>
+           : gradient ? kCrossEntropy<false, true, R>
+                      : kCrossEntropy<false, false, R>;
+  if (divergence == kSoftTarget) return gradient ? kSoftCrossEntropy<true, R> : kSoftCrossEntropy<false, R>;
   if (divergence == kForwardKl && !gradient)
     return hard ? Forms<true, R>::forward_kl_unkept : Forms<false, R>::forward_kl_unkept;
   return (hard ? Forms<true, R>::kept : Forms<false, R>::kept)[divergence];

@@ -8,285 +8,67 @@
 // the gradient only rescales it by block; the next block is prefetched while this one is exponentiated; a block of the
 // last row's gradient is written just before its slot in the scratch is filled again, so that reads, arithmetic and
 // writes overlap; a large gradient goes past the caches. What a divergence does with a row is in cpu_form.cpp.
-#include "form.h"
+#include "walk.h"
 
 namespace tamis::TAMIS_ISA {
 namespace {
 
-// sum of x - shift
-template <class R>
-R sum(const R* x, int64_t n, R shift) {
-  using V = Vector<R>;
-  V total{};
-  int64_t i = 0;
-  for (; i + kLanes<V> <= n; i += kLanes<V>) total += load(x + i) - shift;
-  R rest = 0;
-  for (; i < n; ++i) rest += x[i] - shift;
-  return reduce_add(total) + rest;
-}
-
-// The gradient of one block is a * student - b * teacher + h * hard - uniform.
-template <class R>
-struct Factors {
-  R student, teacher, hard, uniform;
-};
-
-enum Terms { kStudent, kPair, kPairAndHard };  // which of a, b, h hold something
-
-template <Terms kTerms, class R>
-Vector<R> combine(const R* a, const R* b, const R* h, const Factors<R>& f) {
-  if constexpr (kTerms == kStudent) return load(a) * f.student - f.uniform;
-  const Vector<R> taken = load(b) * f.teacher + f.uniform;
-  if constexpr (kTerms == kPairAndHard) return load(a) * f.student + (load(h) * f.hard - taken);
-  return load(a) * f.student - taken;
-}
-
-template <Terms kTerms, class T, class R>
-void write(T* gradient, int64_t n, const R* a, const R* b, const R* h, const Factors<R>& f, bool past_caches) {
-  constexpr int64_t lanes = kLanes<Vector<R>>, bytes = lanes * sizeof(T);
-  int64_t i = 0;
-  if (past_caches && (uintptr_t)gradient % bytes) {
-    i = (bytes - (uintptr_t)gradient % bytes) / sizeof(T);
-    if (i > n) i = n;
-    store_tail(gradient, i, combine<kTerms>(a, b, h, f));
-  }
-  for (; i + lanes <= n; i += lanes) {
-    const Vector<R> g = combine<kTerms>(a + i, b + i, h + i, f);
-    past_caches ? stream(gradient + i, g) : store(gradient + i, g);
-  }
-  if (i < n) store_tail(gradient + i, n - i, combine<kTerms>(a + i, b + i, h + i, f));
-}
-
-template <class T>
-void fill(T* p, int64_t n, float value) {
-  constexpr int64_t lanes = kLanes<Vector<Real<T>>>;
-  const Vector<Real<T>> v = Vector<Real<T>>{} + value;
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) store(p + i, v);
-  if (i < n) store_tail(p + i, n - i, v);
-}
-
-template <class R>
-struct Online {  // a row's sums so far, relative to `top`, or to 0 while that is -inf
-  Tops<R> top{-kInf, -kInf};
-  Sums<R> sums{};
-
-  // A block's sums, relative to its tops.
-  void add(const Form<R>& form, Tops<R> tops, const Sums<R>& block, R inverse_tau) {
-    const Tops<R> to = {tops.student > top.student ? tops.student : top.student,
-                        tops.teacher > top.teacher ? tops.teacher : top.teacher};
-    const Sums<R> a = form.moved(sums, top, to, inverse_tau), b = form.moved(block, tops, to, inverse_tau);
-    sums = {a.student + b.student, a.teacher + b.teacher, a.difference + b.difference, a.hard + b.hard};
-    top = to;
-  }
-};
-
-// What row r asks for.
-template <class R>
-struct Row {
-  enum { kSkipped, kBad, kLive } state;
-  R tau, soft, hard, weight;  // weight * (soft * tau^2 * KL + hard * CE)
-  int64_t target;
-};
-
-template <class R>
-Row<R> row_at(const DistillLoss& op, int64_t r) {
-  const R tau = static_cast<const R*>(op.temperature)[r * op.temperature_step];
-  const R alpha = static_cast<const R*>(op.alpha)[r * op.alpha_step];
-  const R weight = op.row_weight ? static_cast<const R*>(op.row_weight)[r] : R(1);
-  const int64_t target = op.target ? op.target[r] : -1;
-  if ((op.target && target == op.ignore_index) || weight == 0) return {Row<R>::kSkipped, tau, 0, 0, 0, target};
-  const bool outside = target < 0 || target >= op.student.classes;
-  const bool bad =
-      !(tau > 0 && tau < kInf && alpha >= 0 && alpha <= 1 && weight >= 0) || (op.target ? outside : alpha != 1);
-  return {bad ? Row<R>::kBad : Row<R>::kLive, tau, alpha, 1 - alpha, weight, target};
-}
-
 template <class S>
-class Walk {
+class Pairs : Walk<S> {
   using R = Real<S>;
+  using W = Walk<S>;
+  using W::a_, W::b_, W::classes_, W::f_s_, W::form_, W::op_, W::pending_, W::terms_;
 
  public:
-  Walk(const DistillLoss& op, const Source<R>& teacher, void* scratch)
-      : op_(op),
+  Pairs(const DistillLoss& op, const Source<R>& teacher, void* scratch)
+      : W(op, form(R(), op.divergence, op.hard, op.gradient.data),
+          op.divergence == kAlone ? kStudent
+          : op.hard               ? kPairAndHard
+                                  : kPair,
+          scratch),
         source_(teacher),
-        form_(form(R(), op.divergence, op.hard, op.gradient.data)),
-        terms_(op.divergence == kAlone ? kStudent
-               : op.hard               ? kPairAndHard
-                                       : kPair),
-        f_s_(transform<R>(op.student_transform)),
-        f_t_(transform<R>(op.teacher_transform)) {
-    buffer_s_ = static_cast<R*>(scratch);
-    buffer_t_ = buffer_s_ + kBlock;
-    const int64_t kept = padded(op.student.classes);
-    a_ = buffer_t_ + kBlock, b_ = a_ + kept, h_ = b_ + kept;
-    tops_ = reinterpret_cast<Tops<R>*>(h_ + kept);
-  }
+        f_t_(transform<R>(op.teacher_transform)) {}
 
   void rows(int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const Row<R> row = row_at<R>(op_, r);
-      if (row.state == Row<R>::kLive) {
-        read(r, row);
-      } else {
-        const float value = row.state == Row<R>::kBad ? __builtin_nanf("") : 0.0f;
-        static_cast<R*>(op_.loss)[r] = value;
-        if (op_.gradient.data) fill(gradient(r), op_.student.classes, value);
-      }
-      if (op_.gradient.data) fill(gradient(r) + op_.student.classes, op_.gradient.classes - op_.student.classes, 0);
-    }
-    write_pending(op_.student.classes);
-    if (op_.stream_gradient) stream_fence();
+    W::rows(begin, end, [this](int64_t r, const Row<R>& row) { read(r, row); });
   }
 
  private:
-  struct Pending {  // a row whose exponentials lie in the scratch, its gradient written up to class `written`
-    int64_t row = -1, written, target;
-    R label;  // what the target's class loses
-    Factors<R> factors;
-  };
-
-  const S* student(int64_t r) const { return row_of<S>(op_.student, r); }
-  S* gradient(int64_t r) const { return const_cast<S*>(row_of<S>(op_.gradient, r)); }
-
   void read(int64_t r, const Row<R>& row) {
-    const int64_t classes = op_.student.classes;
     // Where alpha is 0 the teacher is not looked at: the student stands in, and no NaN or inf of the teacher's gets in.
-    const Source<R>& source = row.soft != 0 ? source_ : kSource<S>;
-    const Transform<R>& f_t = row.soft != 0 ? f_t_ : f_s_;
-    const Matrix& beside = row.soft != 0 ? op_.teacher : op_.student;
+    const bool looked = row.soft != 0, alone = terms_ == kStudent;
+    const Source<R>& source = looked ? source_ : kSource<S>;
+    const Matrix& beside = looked ? op_.teacher : op_.student;
     const char* const teacher = static_cast<const char*>(beside.data) + row_offset(beside, r) * source.element;
-    const R inverse_tau = terms_ == kStudent ? R(1) : 1 / row.tau;
-    const bool smooth = row.hard != 0 && op_.label_smoothing > 0;
-    Online<R> online;
-    R total = 0, origin = 0;  // total: sum of s - origin
-    for (int64_t c = 0; c < classes; c += kBlock) {
-      const int64_t n = block_size(classes, c);
-      write_pending(c + n);
-      const char* const next_s = (const char*)(student(r) + c) + kAhead;
-      const char* const next_t = teacher + c * source.element + kAhead;
-      const R* const s = numbers(student(r) + c, n, f_s_, buffer_s_);
-      const R* const t = terms_ == kStudent ? s : source.numbers(teacher, c, n, f_t, buffer_t_);
-      const bool masked = online.top.student == -kInf || online.top.teacher == -kInf;  // so far; or the first block
-      Tops<R> tops = masked ? Tops<R>{maximum(s, n), maximum(t, n)} : online.top;
-      const auto block = [&] {
-        return Read<R>{s,
-                       t,
-                       n,
-                       shift_of(tops.student),
-                       shift_of(tops.teacher),
-                       inverse_tau,
-                       next_s,
-                       next_t,
-                       sizeof(S),
-                       source.element,
-                       a_ + c,
-                       b_ + c,
-                       h_ + c};
-      };
-      Sums<R> sums = form_.careless(block());
-      if (!(sums.student < kTrusted && sums.teacher < kTrusted && sums.difference - sums.difference == 0 &&
-            sums.hard < kTrusted)) {
-        tops = {maximum(s, n), maximum(t, n)};
-        sums = form_.careful(block());
-      }
-      online.add(form_, tops, sums, inverse_tau);
-      tops_[c / kBlock] = tops;
-      if (c == 0) origin = shift_of(tops.student);
-      if (smooth) total += sum(s, n, origin);
-    }
-    finish(r, row, inverse_tau, online, origin + total / classes);
-  }
-
-  void finish(int64_t r, const Row<R>& row, R inverse_tau, const Online<R>& o, R mean) {
-    const R hard_sum = op_.hard ? o.sums.hard : o.sums.student, smoothing = op_.label_smoothing;
-    const int64_t classes = op_.student.classes;
-    if (op_.gradient.data || form_.compare)
-      for (int64_t c = 0; c < classes; c += kBlock) move(c, o.top, inverse_tau);
+    const R inverse_tau = alone ? R(1) : 1 / row.tau;
+    R mean;
+    const Online<R> o = W::sums(r, row, alone ? nullptr : &source, teacher, looked ? f_t_ : f_s_, inverse_tau, mean);
+    const R hard_sum = op_.hard ? o.sums.hard : o.sums.student;
+    if (op_.gradient.data || form_.compare) W::move(o.top, inverse_tau);
     Soft<R> d{};
     R loss = 0;
     if (row.soft != 0) {
       const R beta = op_.beta;
-      const Compared<R> compared = form_.compare ? form_.compare(o.sums, beta, a_, b_, classes) : Compared<R>{};
-      d = form_.finish(o.sums, compared, row.tau, beta, classes);
+      const Compared<R> compared = form_.compare ? form_.compare(o.sums, beta, a_, b_, classes_) : Compared<R>{};
+      d = form_.finish(o.sums, compared, row.tau, beta, classes_);
       loss += R(row.soft * d.loss);
     }
-    if (row.hard != 0) {
-      const R shift = shift_of(o.top.student);
-      R ce = log(hard_sum) + (1 - smoothing) * (shift - target_logit(r, row.target));
-      if (smoothing > 0) ce += smoothing * (shift - mean);
-      loss += row.hard * ce;
-    }
+    if (row.hard != 0) loss += row.hard * W::cross_entropy(r, row, hard_sum, shift_of(o.top.student), mean);
     static_cast<R*>(op_.loss)[r] = row.weight * loss;
     if (!op_.gradient.data) return;
-    const R scale = row.weight * R(op_.gradient_scale), soft = scale * row.soft, hard = scale * row.hard;
-    const R of_hard = row.hard != 0 ? hard / hard_sum : R(0);  // without op_.hard a serves both terms
-    pending_ = {
-        r,
-        0,
-        row.hard != 0 ? row.target : -1,
-        hard * (1 - smoothing),
-        {soft * d.student + (op_.hard ? R(0) : of_hard), soft * d.teacher, of_hard, hard * smoothing / classes}};
+    const R scale = row.weight * R(op_.gradient_scale), soft = scale * row.soft;
+    pending_ = W::pending(r, row, hard_sum);
+    Factors<R>& f = pending_.factors;
+    f.student = soft * d.student + (op_.hard ? R(0) : f.hard), f.teacher = soft * d.teacher;
   }
 
-  // Brings a block, relative to its own tops, to the row's.
-  void move(int64_t c, Tops<R> to, R inverse_tau) {
-    const Tops<R> from = tops_[c / kBlock];
-    if (from.student == to.student && from.teacher == to.teacher) return;
-    form_.move(a_ + c, b_ + c, h_ + c, block_size(op_.student.classes, c), from, to, inverse_tau);
-  }
-
-  R target_logit(int64_t r, int64_t target) const { return f_s_(load_tail(student(r) + target, 1))[0]; }
-
-  // The pending row's gradient up to class `end` at least, and on to where the next vector of memory starts.
-  void write_pending(int64_t end) {
-    if (pending_.row < 0) return;
-    const Pending& p = pending_;
-    const int64_t classes = op_.student.classes, begin = p.written;
-    S* const g = gradient(p.row);
-    end += (kBytes - (uintptr_t)(g + end) % kBytes) % kBytes / sizeof(S);
-    if (end > classes) end = classes;
-    Factors<R> f = p.factors;
-    R *const a = a_ + begin, *const b = b_ + begin, *const h = h_ + begin;
-    const int64_t target = p.target - begin;
-    const bool has_target = 0 <= target && target < end - begin;
-    const auto at = [&](int64_t i) {
-      return terms_ == kStudent ? combine<kStudent>(a + i, b + i, h + i, f)
-             : terms_ == kPair  ? combine<kPair>(a + i, b + i, h + i, f)
-                                : combine<kPairAndHard>(a + i, b + i, h + i, f);
-    };
-    R at_target = has_target ? at(target)[0] - p.label : R(0);
-    if (!f_s_.identity()) {  // through the transform
-      for (int64_t i = 0; i < end - begin; i += kLanes<Vector<R>>) {
-        const int64_t n = end - begin - i < kLanes<Vector<R>> ? end - begin - i : kLanes<Vector<R>>;
-        const Vector<R> slope = f_s_.slope(f_s_(load_tail(student(p.row) + begin + i, n)));
-        store_tail(a + i, n, at(i) * slope);
-        if (i <= target && target < i + n) at_target *= slope[target - i];
-      }
-      f = {1, 0, 0, 0};
-    }
-    terms_ == kStudent ? write<kStudent>(g + begin, end - begin, a, b, h, f, op_.stream_gradient)
-    : terms_ == kPair  ? write<kPair>(g + begin, end - begin, a, b, h, f, op_.stream_gradient)
-                       : write<kPairAndHard>(g + begin, end - begin, a, b, h, f, op_.stream_gradient);
-    if (has_target) store_tail(g + p.target, 1, Vector<R>{} + at_target);
-    pending_.written = end;
-    if (end == classes) pending_.row = -1;
-  }
-
-  const DistillLoss& op_;
   const Source<R>& source_;
-  const Form<R>& form_;
-  const Terms terms_;
-  const Transform<R> f_s_, f_t_;
-  R *buffer_s_, *buffer_t_;  // [kBlock]
-  R *a_, *b_, *h_;           // [classes, padded]
-  Tops<R>* tops_;            // [blocks]: what they are relative to
-  Pending pending_;
+  const Transform<R> f_t_;
 };
 
 template <class S, class T>
 void distill_loss(const DistillLoss& op, int64_t begin, int64_t end, void* scratch) {
-  Walk<S>(op, kSource<T>, scratch).rows(begin, end);
+  Pairs<S>(op, kSource<T>, scratch).rows(begin, end);
 }
 
 template <class R>
@@ -337,12 +119,6 @@ void scale_rows(Matrix gradient, const void* grad, int64_t grad_step, double fac
   if (past_caches) stream_fence();
 }
 
-const LossKernel loss_kernels[kDtypes][kDtypes] = {
-    {distill_loss<float, float>, nullptr, distill_loss<float, Float16>, distill_loss<float, BFloat16>},
-    {nullptr, distill_loss<double, double>, nullptr, nullptr},
-    {distill_loss<Float16, float>, nullptr, distill_loss<Float16, Float16>, distill_loss<Float16, BFloat16>},
-    {distill_loss<BFloat16, float>, nullptr, distill_loss<BFloat16, Float16>, distill_loss<BFloat16, BFloat16>},
-};
 const PlanKernel plan_kernels[2] = {plan<float>, plan<double>};
 const ReduceKernel reduce_kernels[2] = {reduce<float>, reduce<double>};
 const ScaleKernel scale_kernels[kDtypes] = {scale_rows<float>, scale_rows<double>, scale_rows<Float16>,
@@ -350,7 +126,14 @@ const ScaleKernel scale_kernels[kDtypes] = {scale_rows<float>, scale_rows<double
 
 }  // namespace
 
-const DistillKernels distill = {loss_kernels, stats_kernels,  scratch_bytes,
-                                plan_kernels, reduce_kernels, scale_kernels};
+const LossKernel loss_kernels[kDtypes][kDtypes] = {
+    {distill_loss<float, float>, nullptr, distill_loss<float, Float16>, distill_loss<float, BFloat16>},
+    {nullptr, distill_loss<double, double>, nullptr, nullptr},
+    {distill_loss<Float16, float>, nullptr, distill_loss<Float16, Float16>, distill_loss<Float16, BFloat16>},
+    {distill_loss<BFloat16, float>, nullptr, distill_loss<BFloat16, Float16>, distill_loss<BFloat16, BFloat16>},
+};
+
+const DistillKernels distill = {loss_kernels, topk_kernels,   stats_kernels, scratch_bytes, topk_scratch_bytes,
+                                plan_kernels, reduce_kernels, scale_kernels, bad_index,     distribution_checks};
 
 }  // namespace tamis::TAMIS_ISA

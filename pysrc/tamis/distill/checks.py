@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ..common.backend import IMPLEMENTATIONS
 from ..common.checks import (
+    FLOATS,
     INTEGERS,
+    NAMES,
     check_bool,
     check_choice,
     check_dense,
@@ -25,6 +27,7 @@ from .reference import DIVERGENCES
 
 REDUCTIONS = ("mean", "sum", "none")
 
+# float32 holds such a number and its inverse.
 _POSITIVE: tuple[str, Callable[[Any], Any]] = ("a number within 1e-37..1e37", lambda x: (x > 1e-37) & (x < 1e37))
 
 
@@ -125,13 +128,10 @@ def check_models(fn: str, student_logits: Tensor, teacher_logits: Tensor, vocab_
     """The number of classes that count."""
     check_logits(fn, "student_logits", student_logits)
     check_logits(fn, "teacher_logits", teacher_logits)
-    if (student_logits.dtype == torch.float64) != (teacher_logits.dtype == torch.float64):
-        fail(fn, "teacher_logits", "float64 beside float64 and only there", teacher_logits.dtype, TypeError)
+    check_beside(fn, "teacher_logits", teacher_logits, student_logits)
     rows, width, other = student_logits.shape[:-1], student_logits.shape[-1], teacher_logits.shape[-1]
     if teacher_logits.shape[:-1] != rows:
         fail(fn, "teacher_logits", f"leading axes {list(rows)}", list(teacher_logits.shape[:-1]))
-    if teacher_logits.device != student_logits.device:
-        fail(fn, "teacher_logits", f"device {student_logits.device}", teacher_logits.device)
     if vocab_size is None:
         if width != other:
             fail(fn, "vocab_size", f"the classes to read of {width} and {other}", None)
@@ -180,3 +180,68 @@ def items_of(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor
     if reads_values(items) and not valid(items.item()):
         fail(fn, "num_items_in_batch", expected, items.item())
     return _constant(fn, "num_items_in_batch", items, logits).reshape(())
+
+
+def check_rows(
+    fn: str,
+    logits: Tensor,
+    classes: int,
+    target: Tensor | None,
+    temperature: float | Tensor,
+    alpha: float | Tensor,
+    ignore_index: int,
+    reduction: str,
+    row_weight: Tensor | None,
+    num_items_in_batch: int | Tensor | None,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """target, temperature, alpha, row_weight and num_items_in_batch, as the raw ops take them."""
+    tau = per_row(fn, "temperature", temperature, logits)
+    mix = per_row(fn, "alpha", alpha, logits)
+    if target is not None:
+        target = check_target(fn, target, logits, classes, ignore_index)
+    elif not isinstance(alpha, Tensor):
+        if alpha < 1:
+            fail(fn, "target", f"a target for alpha={alpha}", None)
+    elif reads_values(alpha) and bool((alpha < 1).any()):
+        fail(fn, "target", "a target for alpha below 1", None)
+    if row_weight is not None:
+        check_weight(fn, row_weight, logits)
+    return target, tau, mix, row_weight, items_of(fn, num_items_in_batch, reduction, logits)
+
+
+def check_entries(
+    fn: str, logits: Tensor, classes: int, names: tuple[str, str], values: Tensor, indices: Tensor
+) -> Tensor:
+    """K entries of each row, [*, K] both, called by their names: the indices as int64. Which classes they are is for
+    check_indices."""
+    check_dense(fn, names[0], values)
+    if values.dtype not in FLOATS:
+        fail(fn, names[0], NAMES, values.dtype, TypeError)
+    check_beside(fn, names[0], values, logits)
+    rows = logits.shape[:-1]
+    if values.dim() != logits.dim() or values.shape[:-1] != rows or not 1 <= values.shape[-1] <= classes:
+        fail(fn, names[0], f"[*, K] with the leading axes {list(rows)} and K of 1 to {classes}", list(values.shape))
+    check_dense(fn, names[1], indices)
+    if indices.dtype not in INTEGERS:
+        fail(fn, names[1], "integers, signed or uint8", indices.dtype, TypeError)
+    check_like(fn, names[1], indices, values.shape, logits.device)
+    return indices.long()
+
+
+def check_beside(fn: str, name: str, value: Tensor, logits: Tensor) -> None:
+    """Floats that go with logits of any dtype, on their device."""
+    if (logits.dtype == torch.float64) != (value.dtype == torch.float64):
+        fail(fn, name, "float64 beside float64 and only there", value.dtype, TypeError)
+    if value.device != logits.device:
+        fail(fn, name, f"device {logits.device}", value.device)
+
+
+def check_indices(fn: str, name: str, indices: Tensor, classes: int) -> None:
+    """int64 [*, K] of CPU, whose values may be read: each a class, and at most once a row."""
+    bad: int = torch.ops.tamis._bad_index.default(indices, classes)
+    if bad < 0:
+        return
+    value = int(indices.flatten()[bad])
+    if 0 <= value < classes:
+        fail(fn, name, "each class at most once a row", f"{value} again")
+    fail(fn, name, f"0 to {classes - 1}", value)

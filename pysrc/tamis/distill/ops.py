@@ -7,19 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.backend import Choice, choose
-from ..common.checks import fail, reads_values, real_dtype
-from ..common.registry import below_autograd, is_one, once, refuse_tangents, register
+from ..common.backend import choose
+from ..common.checks import real_dtype
+from ..common.registry import register
 from . import cuda, reference
-from .checks import (
-    check_models,
-    check_options,
-    check_target,
-    check_transforms,
-    check_weight,
-    items_of,
-    per_row,
-)
+from .autograd import apart_from_logits, autograd, check_overwritten, fake_loss, run
+from .checks import check_models, check_options, check_rows, check_transforms
 
 
 class DeviationStats(NamedTuple):
@@ -119,36 +112,21 @@ def distill_loss(
         fn, vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale
     )
     classes = check_models(fn, student_logits, teacher_logits, vocab_size)
-    tau = per_row(fn, "temperature", temperature, student_logits)
-    mix = per_row(fn, "alpha", alpha, student_logits)
-    if target is not None:
-        target = check_target(fn, target, student_logits, classes, ignore_index)
-    elif not isinstance(alpha, Tensor):
-        if alpha < 1:
-            fail(fn, "target", f"a target for alpha={alpha}", None)
-    elif reads_values(alpha) and bool((alpha < 1).any()):
-        fail(fn, "target", "a target for alpha below 1", None)
-    if row_weight is not None:
-        check_weight(fn, row_weight, student_logits)
-    items = items_of(fn, num_items_in_batch, reduction, student_logits)
+    target, tau, mix, row_weight, items = check_rows(
+        fn, student_logits, classes, target, temperature, alpha, ignore_index, reduction, row_weight, num_items_in_batch
+    )
     choice = choose(fn, impl, student_logits)
-    overwriting = overwrite_logits and student_logits.requires_grad and torch.is_grad_enabled()
+    constants = (teacher_logits, tau, mix, row_weight, items)
+    overwriting = overwrite_logits and check_overwritten(fn, student_logits, constants)
     if overwriting:
-        base = None
-        if not torch.compiler.is_compiling():
-            refuse_tangents(f"tamis.{fn}", (student_logits, teacher_logits, tau, mix, row_weight, items))
-            if student_logits.is_neg():
-                fail(fn, "overwrite_logits", "student_logits without a pending negation", "one (resolve_neg)")
-            base = student_logits._base
-        if student_logits.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
-            fail(fn, "overwrite_logits", "student_logits that are not a leaf", "a leaf, or a view of one")
-        tau, mix = tau.clone(), mix.clone()  # they may lie in the logits
-        row_weight = None if row_weight is None else row_weight.clone()
+        tau, mix, row_weight = apart_from_logits(tau, mix, row_weight)
     arguments = (
         student_logits, teacher_logits, target, tau, mix, divergence, beta, label_smoothing,
         ignore_index, reduction, row_weight, items, *transforms, False, return_stats,
     )  # fmt: skip
-    loss, *stats = _implementation(choice, student_logits, overwriting)(*arguments)
+    loss, *stats = run(
+        fn, choice, overwriting, arguments, reference=reference.distill_loss, interpreted=cuda.distill_loss_forward
+    )
     return (loss, DeviationStats(*stats)) if return_stats else loss
 
 
@@ -178,83 +156,12 @@ def deviation_stats(
     )
     check_models(fn, student_logits, teacher_logits, vocab_size)
     choice = choose(fn, impl, student_logits)
-    run: Callable[..., Any] = torch.ops.tamis.deviation_stats.default
+    op: Callable[..., Any] = torch.ops.tamis.deviation_stats.default
     if choice.backend == "reference":
-        run = reference.deviation_stats
+        op = reference.deviation_stats
     elif choice.backend == "triton" and student_logits.device.type == "cpu":
-        run = cuda.deviation_stats
-    return DeviationStats(*run(student_logits.detach(), teacher_logits.detach(), *options))
-
-
-# float32 holds such a number and its inverse.
-def _implementation(choice: Choice, logits: Tensor, overwriting: bool) -> Callable[..., Any]:
-    if choice.backend == "reference":
-        return reference.distill_loss
-    if choice.backend == "triton" and logits.device.type == "cpu":  # the interpreter
-        return partial(_differentiated, cuda.distill_loss_forward)
-    if overwriting and not torch.compiler.is_compiling():
-        return _Overwriting.apply
-    return torch.ops.tamis.distill_loss.default
-
-
-class _DistillLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, run: Callable[..., Any], *arguments: Any) -> Any:
-        loss, gradient, factor, *stats = run(*arguments)
-        anchor = loss.new_empty(0)  # for once(): the logits themselves would be kept alive
-        ctx.save_for_backward(gradient, factor, anchor)
-        ctx.mark_non_differentiable(*stats)
-        ctx.folded = arguments[0].dtype != torch.float16  # half precision keeps the reduction out of its gradient
-        ctx.arguments = len(arguments)
-        return loss, *stats, anchor
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
-        gradient, factor, anchor = ctx.saved_tensors
-        if not (ctx.folded and is_one(grad)):
-            gradient = torch.ops.tamis._scale_rows.default(gradient, grad, factor)
-        return None, once(gradient, anchor, "distill_loss"), *[None] * (ctx.arguments - 1)
-
-
-def _differentiated(run: Callable[..., Any], *arguments: Any) -> list[Tensor]:
-    return list(_DistillLoss.apply(run, *arguments)[:-1])
-
-
-class _Overwriting(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, *arguments: Any) -> Any:
-        loss, factor, *stats = below_autograd(torch.ops.tamis._distill_loss_forward_.default, logits, *arguments)
-        torch.autograd.graph.increment_version(logits)  # who saved the logits for its own backward is told
-        ctx.save_for_backward(factor)
-        ctx.logits, ctx.version = logits, logits._version
-        ctx.mark_non_differentiable(*stats)
-        ctx.folded = logits.dtype != torch.float16
-        ctx.arguments = len(arguments)
-        return loss, *stats
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
-        logits, ctx.logits = ctx.logits, None
-        if logits is None:
-            raise RuntimeError("tamis.distill_loss: overwrite_logits: expected one backward, got a second")
-        if logits._version != ctx.version:
-            raise RuntimeError(
-                "tamis.distill_loss: overwrite_logits: expected student_logits as the loss left them, got a change to "
-                "their memory (by another overwrite?) before backward"
-            )
-        (factor,) = ctx.saved_tensors
-        gradient = logits.detach()
-        if not (ctx.folded and is_one(grad)):
-            torch.ops.tamis._scale_rows_.default(gradient, grad, factor)
-        return once(gradient, logits, "distill_loss"), *[None] * ctx.arguments
-
-
-def _autograd(*arguments: Any) -> list[Tensor]:
-    if not arguments[0].requires_grad:
-        result: list[Tensor] = below_autograd(torch.ops.tamis.distill_loss.default, *arguments)
-        return result
-    forward = partial(below_autograd, torch.ops.tamis._distill_loss_forward.default)
-    return _differentiated(forward, *arguments)
+        op = cuda.deviation_stats
+    return DeviationStats(*op(student_logits.detach(), teacher_logits.detach(), *options))
 
 
 def fake_stats(student_logits: Tensor, *_: Any) -> list[Tensor]:
@@ -277,25 +184,12 @@ def _fake(
     reduction: str = "mean",
     row_weight: Tensor | None = None,
     num_items_in_batch: Tensor | None = None,
-    vocab_size: int | None = None,
-    student_softcap: float | None = None,
-    teacher_softcap: float | None = None,
-    student_logit_scale: float = 1.0,
-    teacher_logit_scale: float = 1.0,
-    overwrite_logits: bool = False,
-    return_stats: bool = False,
+    *options: Any,
 ) -> list[Tensor]:
-    """gradients: 0 none, 1 over the logits, 2 a new one."""
     tensors = {"teacher_logits": teacher_logits, "target": target, "temperature": temperature, "alpha": alpha}
-    for name, value in {**tensors, "row_weight": row_weight, "num_items_in_batch": num_items_in_batch}.items():
-        number = value is not None and value.dim() == 0 and value.device.type == "cpu"
-        if value is not None and value.device != student_logits.device and not number:
-            fail("distill_loss", name, f"device {student_logits.device}", value.device)
-    real, rows = real_dtype(student_logits), student_logits.shape[:-1]
-    loss = student_logits.new_empty(rows if reduction == "none" else (), dtype=real)
-    gradient = [student_logits.new_empty(student_logits.shape)] if gradients == 2 else []
-    factor = [student_logits.new_empty((), dtype=real)] if gradients else []
-    return [loss, *gradient, *factor, *(fake_stats(student_logits) if return_stats else [])]
+    tensors |= {"row_weight": row_weight, "num_items_in_batch": num_items_in_batch}
+    losses = fake_loss("distill_loss", gradients, student_logits, reduction, tensors)
+    return [*losses, *(fake_stats(student_logits) if options[-1] else [])]
 
 
 def _fake_rows(student_logits: Tensor, *arguments: Any) -> list[Tensor]:
@@ -308,7 +202,7 @@ register(
     fake=partial(_fake, 0),
     cuda=cuda.distill_loss,
     reference=reference.distill_loss,
-    autograd=_autograd,
+    autograd=autograd("distill_loss"),
 )
 register(
     "_distill_loss_forward",

@@ -1,6 +1,8 @@
 """The same functions in plain torch, for any device; the truth when given float64. PAPERS: 2301.12923, section 1."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ def _per_row(value: Tensor, like: Tensor) -> Tensor:
     return value if value.dim() == 0 else value.reshape(like.shape[:-1])
 
 
-def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q). A class without probability adds nothing, also where it is -inf in both."""
     p = log_p.exp()
     here = p != 0
@@ -41,13 +43,13 @@ def divergence_of(name: str, beta: float, s: Tensor, t: Tensor) -> Tensor:
     if name == "total_variation":
         return (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
     if name == "forward_kl" or (name == "jsd" and beta == 0):
-        return _kl(log_q, log_p)
+        return kl(log_q, log_p)
     if name == "reverse_kl" or beta == 1:
-        return _kl(log_p, log_q)
+        return kl(log_p, log_q)
     neither = (log_p == -INF) & (log_q == -INF)  # there the gradient of logaddexp is NaN
     mixed = (torch.where(neither, 0, x) for x in (log_q + math.log(beta), log_p + math.log(1 - beta)))
     log_m = torch.logaddexp(*mixed)
-    return beta * _kl(log_q, log_m) + (1 - beta) * _kl(log_p, log_m)
+    return beta * kl(log_q, log_m) + (1 - beta) * kl(log_p, log_m)
 
 
 def row_losses(
@@ -69,8 +71,33 @@ def row_losses(
 ) -> tuple[Tensor, Tensor]:
     """The weighted loss of each row, and the weight of each that counts (0 for the others); both [*]."""
     classes = student_logits.shape[-1] if vocab_size is None else vocab_size
-    s = transformed(student_logits, classes, student_softcap, student_logit_scale)
-    t = transformed(teacher_logits.detach(), classes, teacher_softcap, teacher_logit_scale).to(s.dtype)
+    logits = transformed(student_logits, classes, student_softcap, student_logit_scale)
+    t = transformed(teacher_logits.detach(), classes, teacher_softcap, teacher_logit_scale).to(logits.dtype)
+
+    def apart(s: Tensor, tau: Tensor, looked: Tensor) -> Tensor:
+        return divergence_of(divergence, beta, s / tau, torch.where(looked, t, s.detach()) / tau)
+
+    return mixed(logits, apart, target, temperature, alpha, label_smoothing, ignore_index, row_weight)
+
+
+def mixed(
+    s: Tensor,
+    apart: Callable[[Tensor, Tensor, Tensor], Tensor],
+    target: Tensor | None,
+    temperature: Tensor,
+    alpha: Tensor,
+    label_smoothing: float,
+    ignore_index: int,
+    row_weight: Tensor | None,
+    sound: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """weight * (alpha * tau^2 * apart(s, tau, looked) + (1 - alpha) * CE(s, target)), and the weight of each row that
+    counts (0 for the others); both [*].
+
+    s: [*, classes], transformed. apart gives [*] for s and tau, which goes beside it; looked: [*, 1], the rows whose
+    teacher counts; elsewhere it must give a number and no NaN gradient. sound: [*], rows whose teacher can be read.
+    """
+    classes = s.shape[-1]
     tau, alpha = _per_row(temperature, s), _per_row(alpha, s)
     weight = s.new_ones(s.shape[:-1]) if row_weight is None else _per_row(row_weight, s).detach()
     kept = weight != 0
@@ -79,15 +106,14 @@ def row_losses(
     valid = (tau > 0) & (tau < INF) & (alpha >= 0) & (alpha <= 1) & (weight >= 0)
     inside = None if target is None else (target >= 0) & (target < classes)
     valid = valid & (alpha == 1 if inside is None else inside)
-    rows, sane = kept.unsqueeze(-1), torch.where(valid, 1.0, float("nan")).to(s.dtype)
-    s, t = torch.where(rows, s, 0), torch.where(rows, t, 0)  # what does not count must not reach a gradient
-    soft = (alpha != 0).unsqueeze(-1) if alpha.dim() else alpha != 0
-    t = torch.where(soft, t, s.detach())  # without weight the teacher is not looked at
-    s = s * (sane.unsqueeze(-1) if sane.dim() else sane)  # and what is not valid makes its row NaN
+    if sound is not None:
+        valid = valid & (sound | (alpha == 0))
+    s = torch.where(kept.unsqueeze(-1), s, 0)  # what does not count must not reach a gradient
+    looked = kept & (alpha != 0)  # without weight the teacher is not looked at
+    s = s * torch.where(valid, 1.0, float("nan")).to(s.dtype).unsqueeze(-1)  # and what is not valid makes its row NaN
 
-    wide = tau.unsqueeze(-1) if tau.dim() else tau
-    apart = divergence_of(divergence, beta, s / wide, t / wide)
-    loss = torch.where(alpha == 0, 0, alpha * tau**2 * torch.where(alpha == 0, 0, apart))
+    soft = apart(s, tau.unsqueeze(-1) if tau.dim() else tau, looked.unsqueeze(-1))
+    loss = torch.where(alpha == 0, 0, alpha * tau**2 * torch.where(alpha == 0, 0, soft))
     if target is not None and inside is not None:
         index = torch.where(inside & kept, target, 0).unsqueeze(-1)
         log_p1 = torch.log_softmax(s, -1)
@@ -151,20 +177,24 @@ def distill_loss(
     return [losses, *(deviation_stats(student_logits, teacher_logits, *transforms) if return_stats else [])]
 
 
-def distill_loss_forward(student_logits: Tensor, *arguments: object) -> list[Tensor]:
-    """Arguments as distill_loss: [loss, gradient, its factor, and the statistics where wanted]."""
+def forward(op: Callable[..., list[Tensor]], student_logits: Tensor, *arguments: object) -> list[Tensor]:
+    """Arguments as the op's: [loss, gradient, its factor, and the statistics where wanted]."""
     with torch.enable_grad():
         leaf = student_logits.detach().requires_grad_()
-        loss, *stats = distill_loss(leaf, *arguments)  # type: ignore[arg-type]
+        loss, *stats = op(leaf, *arguments)
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
     return [loss.detach(), gradient.contiguous(), loss.detach().new_ones(()), *stats]
 
 
-def distill_loss_forward_(student_logits: Tensor, *arguments: object) -> list[Tensor]:
+def forward_(op: Callable[..., list[Tensor]], student_logits: Tensor, *arguments: object) -> list[Tensor]:
     """The same; the gradient goes over student_logits: [loss, factor, and the statistics where wanted]."""
-    loss, gradient, *rest = distill_loss_forward(student_logits, *arguments)
+    loss, gradient, *rest = forward(op, student_logits, *arguments)
     student_logits.copy_(gradient)
     return [loss, *rest]
+
+
+distill_loss_forward = partial(forward, distill_loss)
+distill_loss_forward_ = partial(forward_, distill_loss)
 
 
 def distill_rows_(student_logits: Tensor, teacher_logits: Tensor | None, *arguments: Any) -> list[Tensor]:
