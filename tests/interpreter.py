@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from tamis.distill import cuda
+from tamis.distill import cuda_rows
 from tamis.kernels.distill import launch
 
 INNER = os.environ.get("TRITON_INTERPRET") == "1"
@@ -49,7 +49,7 @@ def patched_once():
 def small(monkeypatch):
     monkeypatch.setattr(launch, "LANES", 8)
     for name, value in {"PROGRAMS": 2, "ROWS_BLOCK": 4}.items():
-        monkeypatch.setattr(cuda, name, value)
+        monkeypatch.setattr(cuda_rows, name, value)
 
 
 def logits(*shape, scale=3.0, seed=0, dtype=torch.float32):

@@ -1,17 +1,21 @@
 """What `tamis aot` compiles of this family."""
 
 from dataclasses import replace
+from typing import Any
 
 from ..common.aot import Constant, CudaVariant, TritonVariant
-from .launch import launch
+from .launch import ENTRIES_REGISTERS, launch
 
 BYTES = {"bf16": 2, "fp32": 4, "fp16": 2, "fp64": 8}
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse", "alone")  # in the kernels' order
+# in the kernels' order
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse", "alone", "soft")
 FLAGS = ("HAS_TARGET", "HAS_WEIGHT", "GRADIENT", "HARD", "SMOOTH", "STUDENT_CAP", "TEACHER_CAP")
 FEATURES = {
     "full": FLAGS,  # first: what the tests compile
     "plain": ("GRADIENT",),  # teacher only
     "value": ("HAS_TARGET", "HARD"),  # no gradient
+    "alone": ("HAS_TARGET", "HAS_WEIGHT", "GRADIENT", "SMOOTH", "STUDENT_CAP", "TEACHER_CAP"),
+    "soft": ("HAS_WEIGHT", "GRADIENT"),
 }
 STATS = (
     "teacher_logsumexp", "student_logsumexp", "teacher_entropy", "student_entropy", "teacher_max_prob",
@@ -23,36 +27,60 @@ def _real(dtype: str) -> str:
     return "*fp64" if dtype == "fp64" else "*fp32"
 
 
-def _launched(variant: TritonVariant, element: int, divergence: int = 0) -> TritonVariant:
-    options = launch(element, divergence)
+def _launched(variant: TritonVariant, **chosen: Any) -> TritonVariant:
+    options = launch(**chosen)
     constants = {name: options[name] for name in ("LANES", "VECTOR")} | dict(variant.constants)
     return replace(variant, constants=constants, warps=options["num_warps"], registers=options["maxnreg"])
 
 
+def _row_types(student: str, on: tuple[str, ...], divergence: str) -> dict[str, str | None]:
+    """Of what the losses' kernels have in common."""
+    real = _real(student)
+    given = None if divergence == "soft" else real
+    return {
+        "student": f"*{student}",
+        "temperature": given,
+        "alpha": given,
+        "target": "*i64" if "HAS_TARGET" in on else None,
+        "row_weight": real if "HAS_WEIGHT" in on else None,
+        "gradient_scale": "*fp64",
+        "loss": real,
+        "gradient": f"*{student}" if "GRADIENT" in on else None,
+    }
+
+
 def _loss(student: str, teacher: str, features: str = "full", divergence: str = "forward_kl") -> TritonVariant:
-    on, kind, real = FEATURES[features], DIVERGENCES.index(divergence), _real(student)
-    constants: dict[str, Constant] = {flag: flag in on for flag in FLAGS} | {"DIVERGENCE": kind}
-    if divergence == "alone":
-        constants["HARD"] = False
+    on, kind = FEATURES[divergence if divergence in FEATURES else features], DIVERGENCES.index(divergence)
     variant = TritonVariant(
         module="triton_kernels",
         kernel="distill_loss_kernel",
         dtype=student,
         label=f"{student}-{teacher}-{divergence}-{features}",
-        types={
-            "student": f"*{student}",
-            "teacher": f"*{teacher}",
-            "temperature": real,
-            "alpha": real,
-            "target": "*i64" if "HAS_TARGET" in on else None,
-            "row_weight": real if "HAS_WEIGHT" in on else None,
-            "gradient_scale": "*fp64",
-            "loss": real,
-            "gradient": f"*{student}" if "GRADIENT" in on else None,
-        },
-        constants=constants,
+        types=_row_types(student, on, divergence) | {"teacher": f"*{teacher}"},
+        constants={flag: flag in on for flag in FLAGS} | {"DIVERGENCE": kind},
     )
-    return _launched(variant, max(BYTES[student], BYTES[teacher]), kind)
+    return _launched(variant, element=max(BYTES[student], BYTES[teacher]), divergence=kind)
+
+
+def _topk(student: str, divergence: str = "forward_kl") -> TritonVariant:
+    on, kind = FEATURES[divergence if divergence in FEATURES else "full"], DIVERGENCES.index(divergence)
+    bucket = divergence != "soft"
+    own: dict[str, str | None] = {
+        "values": f"*{student}",
+        "indices": "*i64",
+        "logsumexp": _real(student) if bucket else None,
+        "flags": "*i32",
+        "scratch": _real(student),
+    }
+    variant = TritonVariant(
+        module="triton_topk",
+        kernel="topk_loss_kernel",
+        dtype=student,
+        label=f"{student}-{divergence}",
+        types=_row_types(student, on, divergence) | own,
+        constants={flag: flag in on for flag in FLAGS} | {"BUCKET": bucket, "DIVERGENCE": kind},
+    )
+    return _launched(variant, element=BYTES[student], divergence=kind, registers=ENTRIES_REGISTERS)
 
 
 def _stats(dtype: str) -> TritonVariant:
@@ -66,7 +94,7 @@ def _stats(dtype: str) -> TritonVariant:
         | {"agree": "*i1"},
         constants={"STUDENT_CAP": False, "TEACHER_CAP": False},
     )
-    return _launched(variant, BYTES[dtype])
+    return _launched(variant, element=BYTES[dtype])
 
 
 def _divisor(dtype: str) -> TritonVariant:
@@ -85,10 +113,13 @@ def _scale_rows(dtype: str, spelled: str) -> CudaVariant:
 
 
 VARIANTS: list[TritonVariant | CudaVariant] = [
-    *(_loss(dtype, dtype, "full", divergence) for divergence in DIVERGENCES for dtype in BYTES),
+    *(_loss(dtype, dtype, "full", divergence) for divergence in DIVERGENCES for dtype in ("bf16", "fp32", "fp64")),
     *(_loss(dtype, dtype, features) for dtype in ("bf16", "fp32") for features in ("plain", "value")),
-    _loss("bf16", "fp32"),
-    _loss("fp32", "bf16"),
+    *(_loss(*dtypes) for dtypes in (("fp16", "fp16"), ("bf16", "fp32"), ("fp32", "bf16"))),
+    *(_topk(dtype, divergence) for divergence in DIVERGENCES if divergence not in ("logit_mse", "alone")
+      for dtype in ("bf16", "fp32")),
+    _topk("fp16"),
+    _topk("fp64"),
     *(_stats(dtype) for dtype in BYTES),
     *(make(dtype) for make in (_divisor, _row_sum) for dtype in ("fp32", "fp64")),
     _scale_rows("fp32", "float"),

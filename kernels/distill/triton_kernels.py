@@ -1,37 +1,20 @@
-"""Distillation loss and its gradient. The semantics are those of cpu_loss.cpp and cpu_form.cpp.
+"""Distillation loss and its gradient. The semantics are those of cpu_loss.cpp.
 
-Floor: both logits read once, the gradient written once. A gradient reads its row a second time. jsd and total variation
-need both sums before they can compare two probabilities: they read the row once more.
+Floor: both logits read once, the gradient written once. A gradient reads its row a second time.
 """
 
 import triton
 import triton.language as tl
 
-from .triton_blocks import (
-    ALONE,
-    FORWARD_KL,
-    INF,
-    JSD,
-    LOGIT_MSE,
-    NAN,
-    REVERSE_KL,
-    compare_row,
-    fill_row,
-    lanes_of,
-    model_of,
-    read_row,
-    shift_of,
-    start_of,
-    transformed,
-    write_row,
-)  # fmt: skip
+from .triton_blocks import INF, NAN, fill_row, lanes_of, model_of, start_of
+from .triton_rows import ALONE, asked, compared, read_row, write_row
 
 
 @triton.jit(do_not_specialize=["rows", "temperature_step", "alpha_step", "ignore_index"])
 def distill_loss_kernel(
     student,  # [rows, classes] logits; rows as in start_of
     teacher,  # [rows, classes], its dtype its own; ALONE: not read
-    temperature,  # [1] with step 0, or [rows] with step 1; loss's dtype, as alpha and row_weight
+    temperature,  # [1] with step 0, or [rows] with step 1; loss's dtype, as alpha and row_weight; SOFT: neither
     alpha,  # ALONE: 0
     target,  # [rows] int64, where HAS_TARGET
     row_weight,  # [rows], where HAS_WEIGHT
@@ -87,27 +70,13 @@ def distill_loss_kernel(
             t_row = teacher + start_of(row, teacher_group, teacher_group_stride, teacher_stride)
             t_model = model_of(t_row, teacher_scale, teacher_cap, TEACHER_CAP)
 
-        # What the row asks for.
-        tau = tl.load(temperature + row * temperature_step)
-        soft = tl.load(alpha + row * alpha_step)
+        tau, soft, weight, skipped, bad, label_at, at_target = asked(
+            row, s_model, temperature, alpha, target, row_weight, temperature_step, alpha_step, ignore_index, classes,
+            REAL, HAS_TARGET, HAS_WEIGHT,
+        )  # fmt: skip
         hard = 1.0 - soft
-        weight = tl.full((), 1.0, REAL)
-        if HAS_WEIGHT:
-            weight = tl.load(row_weight + row)
-        skipped = weight == 0
-        bad = ((tau > 0) & (tau < INF) & (soft >= 0) & (soft <= 1) & (weight >= 0)) == 0  # so that NaN is bad
         if DIVERGENCE == ALONE:
             bad = bad | (soft != 0)
-        label_at = tl.full((), -1, tl.int64)
-        at_target = tl.zeros((), REAL)
-        if HAS_TARGET:
-            label_at = tl.load(target + row)
-            skipped = skipped | (label_at == ignore_index)
-            inside = (label_at >= 0) & (label_at < classes)
-            bad = bad | (inside == 0)
-            at_target = transformed(tl.load(s_row + label_at, mask=inside, other=0.0).to(REAL), s_model)
-        else:
-            bad = bad | (soft != 1)
         tl.device_assert(
             skipped | (bad == 0), "tamis.distill_loss: a target, temperature, alpha or weight out of range"
         )
@@ -118,44 +87,15 @@ def distill_loss_kernel(
             inverse_tau = 1.0
         origin = tl.where(tl.abs(at_target) < INF, at_target, 0.0)  # of the sum for label smoothing
 
-        s_max, t_max, z_s, z_t, apart, z_h, total = read_row(
-            s_model, t_model, lanes, length, inverse_tau, origin, REAL, LANES, VECTOR, HARD, SMOOTH, DIVERGENCE
+        sums = read_row(
+            s_model, t_model, None, lanes, length, inverse_tau, origin, REAL, LANES, VECTOR, HARD, SMOOTH, DIVERGENCE
         )
+        s_max, _, z_s, _, _, z_h, total = sums
         if not HARD:  # the student's exponentials serve both terms
             z_h = z_s
-
-        # tau^2 times the divergence, and its gradient as exp((s - shift) / tau) * of_student + beside * of_teacher.
-        shift_s = shift_of(s_max)
-        shift_t = shift_of(t_max)
-        scales = (shift_s, shift_t, inverse_tau, 1.0 / z_s, 1.0 / z_t)
-        if DIVERGENCE == ALONE:
-            value = tl.zeros((), REAL)
-            of_student = tl.zeros((), REAL)
-            of_teacher = tl.zeros((), REAL)
-        elif DIVERGENCE == FORWARD_KL:
-            value = tau * (apart / z_t + tau * tl.log(z_s / z_t))
-            of_student = tau / z_s
-            of_teacher = tau / z_t
-        elif DIVERGENCE == REVERSE_KL:
-            mean = apart / z_s
-            value = tau * (mean + tau * tl.log(z_t / z_s))
-            of_student = -mean / z_s
-            of_teacher = 1.0 / z_s
-        elif DIVERGENCE == LOGIT_MSE:
-            value = apart / classes
-            of_student = tl.zeros((), REAL)
-            of_teacher = tl.full((), 2.0, REAL) / classes
-        else:
-            mean, beside = compare_row(
-                s_model, t_model, lanes, length, scales, beta, REAL, LANES, VECTOR, DIVERGENCE
-            )  # fmt: skip
-            if DIVERGENCE == JSD:
-                of_teacher = tau * (1.0 - beta)
-                value = tau * tau * (beta * beside + (1.0 - beta) * mean)
-            else:
-                of_teacher = 0.5 * tau
-                value = 0.5 * tau * tau * beside
-            of_student = -of_teacher * mean / z_s
+        value, of_student, of_teacher, scales = compared(
+            s_model, t_model, sums, lanes, length, tau, inverse_tau, beta, REAL, LANES, VECTOR, DIVERGENCE
+        )
         # A term whose factor is 0 is left out: 0 * inf would be NaN.
         value = tl.where(soft == 0, 0.0, soft * value)
         if HAS_TARGET:

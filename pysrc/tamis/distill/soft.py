@@ -9,6 +9,7 @@ from torch import Tensor
 from ..common.backend import choose
 from ..common.checks import check_choice, check_like, check_logits, fail, reads_values
 from ..common.registry import register
+from . import cuda_topk
 from . import reference_topk as reference
 from .autograd import autograd, fake_loss, run
 from .checks import REDUCTIONS, check_beside, check_entries, check_indices, check_weight
@@ -64,8 +65,12 @@ def soft_cross_entropy(
     _check_values(fn, probs.detach(), indices, row_weight, logits.shape[-1])
     choice = choose(fn, impl, logits)
     arguments = (logits, probs, indices, reduction, row_weight)
-    loss: Tensor = run(fn, choice, False, arguments, reference=reference.soft_cross_entropy)
-    return loss
+    interpreted = cuda_topk.soft_cross_entropy_forward
+    return _only(run(fn, choice, False, arguments, reference=reference.soft_cross_entropy, interpreted=interpreted))
+
+
+def _only(out: Tensor | list[Tensor]) -> Tensor:
+    return out[0] if isinstance(out, list) else out
 
 
 def _check_values(fn: str, probs: Tensor, indices: Tensor | None, row_weight: Tensor | None, classes: int) -> None:
@@ -98,20 +103,19 @@ def _fake(
 
 
 def _autograd(*arguments: Any) -> Tensor:
-    out = autograd("soft_cross_entropy")(*arguments)
-    return out[0] if isinstance(out, list) else out
+    return _only(autograd("soft_cross_entropy")(*arguments))
 
 
 register(
     "soft_cross_entropy",
     fake=lambda *arguments: _fake(0, *arguments)[0],
-    cuda=reference.soft_cross_entropy,
+    cuda=cuda_topk.soft_cross_entropy,
     reference=reference.soft_cross_entropy,
     autograd=_autograd,
 )
 register(
     "_soft_cross_entropy_forward",
     fake=partial(_fake, 2),
-    cuda=reference.soft_cross_entropy_forward,
+    cuda=cuda_topk.soft_cross_entropy_forward,
     reference=reference.soft_cross_entropy_forward,
 )
