@@ -95,10 +95,9 @@ void expect(bool right, const char* what, Dtype s, Dtype t, int64_t classes, dou
 }
 
 template <class Work>
-void in_two_threads(int64_t rows, int64_t classes, const Work& work) {
+void in_two_threads(int64_t rows, int64_t scratch_bytes, const Work& work) {
   const auto part = [&](int64_t begin, int64_t end) {
-    const int64_t bytes = (kernels.scratch_bytes(classes) + 63) / 64 * 64;
-    void* const scratch = std::aligned_alloc(64, bytes);
+    void* const scratch = std::aligned_alloc(64, (scratch_bytes + 63) / 64 * 64);
     work(begin, end, scratch);
     std::free(scratch);
   };
@@ -165,7 +164,7 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
   op.stream_gradient = variant % 2;
   constexpr int real = sizeof(R) == 8;
   kernels.plan[real](op, rows);
-  in_two_threads(rows, classes, [&](int64_t begin, int64_t end, void* scratch) {
+  in_two_threads(rows, kernels.scratch_bytes(classes), [&](int64_t begin, int64_t end, void* scratch) {
     kernels.distill_loss[ds][dt](op, begin, end, scratch);
   });
   kernels.reduce[real](loss.data(), rows, 2, total.data());
@@ -218,7 +217,7 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
     argmax[model].resize(rows), stats.argmax[model] = argmax[model].data();
   }
   stats.agree = reinterpret_cast<bool*>(agree.data());
-  in_two_threads(rows, classes, [&](int64_t begin, int64_t end, void* scratch) {
+  in_two_threads(rows, kernels.scratch_bytes(classes), [&](int64_t begin, int64_t end, void* scratch) {
     kernels.deviation_stats[ds][dt](stats, begin, end, scratch);
   });
   for (int64_t r = 0; r < rows; ++r)
@@ -243,6 +242,114 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
     }
 }
 
+// The same of K entries a row, or of a soft target; the last row names a class that is none, or one twice.
+template <class R>
+void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
+  std::mt19937 random(classes * 37 + variant);
+  constexpr int real = sizeof(R) == 8;
+  const double loose = real ? 1e-9 : 1;
+  const int64_t rows = 5, sizes[] = {1, std::min<int64_t>(7, classes), (classes + 1) / 2, classes}, width = classes + 1;
+  const int64_t entries = sizes[variant], reduced = entries + (entries < classes);
+  const bool soft_target = kind == kSoftTarget, tail = variant != 2 && !soft_target;
+  Logits student(ds, rows, width, variant), gradient(ds, rows, width, 1);
+  student.fill(random, 3);
+  std::vector<R> tau(rows), alpha(1, R(soft_target ? 1 : 0.6)), loss(rows), values(rows * entries), lse(rows);
+  std::vector<int64_t> target(rows), indices(rows * entries), all(classes);
+  for (int64_t c = 0; c < classes; ++c) all[c] = c;
+  std::normal_distribution<double> normal(0, 3);
+  for (int64_t r = 0; r < rows; ++r) {
+    tau[r] = R(soft_target ? 1 : variant ? 0.5 + r : 1), target[r] = random() % classes;
+    std::shuffle(all.begin(), all.end(), random);
+    std::copy(all.begin(), all.begin() + entries, &indices[r * entries]);
+    std::vector<double> t(entries);
+    for (int64_t k = 0; k < entries; ++k) values[r * entries + k] = R(normal(random)), t[k] = values[r * entries + k];
+    for (double& x : t) x /= tau[r];
+    lse[r] = R(logsumexp(t) + 0.3);
+    if (soft_target)
+      for (int64_t k = 0; k < entries; ++k) values[r * entries + k] = R(std::exp(t[k] - logsumexp(t)));
+  }
+  expect(kernels.bad_index(indices.data(), entries, classes, 0, rows, all.data()) < 0, "index", ds, ds, classes, 0, 0);
+  int64_t& last = indices.back();
+  last = entries > 1 && variant % 2 ? indices[indices.size() - 2] : variant == 2 ? -1 : classes;
+  const int64_t bad = kernels.bad_index(indices.data(), entries, classes, 0, rows, all.data());
+  expect(bad == int64_t(indices.size()) - 1, "bad index", ds, ds, classes, bad, indices.size() - 1);
+
+  TopkLoss op{};
+  DistillLoss& row_op = op.loss;
+  row_op.student = student.matrix(classes);
+  const LogitTransform f = {1, variant >= 2 ? 4.0 : 0};
+  row_op.student_transform = f, row_op.teacher_transform = {1, 0};
+  row_op.temperature = tau.data(), row_op.temperature_step = 1, row_op.alpha = alpha.data();
+  row_op.target = soft_target ? nullptr : target.data(), row_op.ignore_index = -100, row_op.label_smoothing = 0.1;
+  row_op.divergence = kForwardKl, row_op.beta = 0.3, row_op.loss = loss.data();
+  row_op.gradient = gradient.matrix(width), row_op.gradient_scale = 0.5, row_op.stream_gradient = variant % 2;
+  kernels.plan[real](row_op, rows);
+  row_op.divergence = kind;
+  op.values = values.data(), op.indices = indices.data(), op.entries = entries;
+  op.logsumexp = tail ? lse.data() : nullptr;
+  in_two_threads(rows, kernels.topk_scratch_bytes(classes, entries),
+                 [&](int64_t begin, int64_t end, void* scratch) { kernels.topk_loss[ds](op, begin, end, scratch); });
+
+  expect(std::isnan(loss[rows - 1]), "bad row", ds, ds, classes, loss[rows - 1], 0);
+  for (int64_t r = 0; r + 1 < rows; ++r) {
+    const auto s = row(student, r, classes, f, tau[r]), s1 = row(student, r, classes, f, 1);
+    std::vector<int64_t> place(classes, entries);  // of each class among the entries
+    std::vector<double> u(reduced), v(reduced, -HUGE_VAL), g(reduced), rest;
+    double mass = 0, doubt = 0, apart = 0, ce = 0;
+    for (int64_t k = 0; k < entries; ++k) {
+      place[indices[r * entries + k]] = k, u[k] = s[indices[r * entries + k]];
+      v[k] = values[r * entries + k] / tau[r] - (tail ? lse[r] : 0), mass += std::exp(v[k]);
+    }
+    for (int64_t c = 0; c < classes; ++c)
+      if (place[c] == entries) rest.push_back(s[c]);
+    if (!rest.empty()) u[entries] = logsumexp(rest);
+    if (!rest.empty() && tail && mass < 1) v[entries] = std::log1p(-mass);
+    const double lu = logsumexp(u), l1 = logsumexp(s1);
+    if (soft_target) {
+      double total = 0;
+      for (int64_t k = 0; k < entries; ++k) total += values[r * entries + k];
+      for (int64_t k = 0; k < reduced; ++k) {
+        const double q = k < entries ? values[r * entries + k] : 0;
+        apart -= q == 0 ? 0 : q * (u[k] - lu), g[k] = total * std::exp(u[k] - lu) - q;
+      }
+    } else {  // where the teacher has nothing left, next to it: the formulas' limit
+      for (double& x : v) x = std::max(x, -700.0);
+      apart = divergence(kind, 0.3, u, v, g, doubt);
+    }
+    const bool infinite = !soft_target && !tail && !rest.empty() && kind == kReverseKl;
+    const double soft = alpha[0], hard = soft_target ? 0 : 1 - alpha[0];
+    for (int64_t c = 0; c < classes; ++c) {
+      const double share = 0.1 / classes + (c == target[r] ? 0.9 : 0), capped = f.cap > 0 ? s1[c] / f.cap : 0;
+      ce += share * (l1 - s1[c]);
+      const bool member = place[c] < entries;
+      const double of_d = member ? g[place[c]] : g[entries] * std::exp(s[c] - u[entries]);
+      const double slope = 1 - capped * capped;
+      const double want = 0.5 * slope * (soft * tau[r] * of_d + hard * (std::exp(s1[c] - l1) - share));
+      const double got = gradient.at(r, c);
+      expect(infinite || std::fabs(got - want) <= 2 * kEps[ds] * std::fabs(want) + 6e-6 * loose + doubt * soft * tau[r],
+             "top-k gradient", ds, ds, classes, got, want);
+    }
+    expect(gradient.at(r, classes) == 0, "padding", ds, ds, classes, gradient.at(r, classes), 0);
+    const double want = soft * tau[r] * tau[r] * apart + hard * ce, slack = (1 + tau[r]) * (1 + tau[r]);
+    expect(infinite ? loss[r] == R(HUGE_VAL) : std::fabs(loss[r] - want) <= 1e-5 * loose * (std::fabs(want) + slack),
+           "top-k loss", ds, ds, classes, loss[r], want);
+  }
+}
+
+void check_distribution(Dtype dtype, int64_t classes) {
+  const uint64_t one[kDtypes] = {0x3f800000, 0x3ff0000000000000, 0x3c00, 0x3f80};
+  Logits probs(dtype, 3, classes, 2);
+  std::fill(probs.memory.begin(), probs.memory.end(), 0);
+  const auto number = [&](int64_t r, int64_t c) { return &probs.memory[(r * probs.stride + c) * kBytes[dtype]]; };
+  const auto check = [&] { return kernels.bad_distribution[dtype](probs.matrix(classes), 1e-3, 0, 3); };
+  for (int64_t r = 0; r < 3; ++r) memcpy(number(r, r * (classes - 1) / 2), &one[dtype], kBytes[dtype]);
+  expect(check() == -1, "distribution", dtype, dtype, classes, check(), -1);
+  number(2, classes - 1)[kBytes[dtype] - 1] |= 0x80;  // the last number, -1
+  expect(check() == 2, "negative", dtype, dtype, classes, check(), 2);
+  memset(number(1, (classes - 1) / 2), 0, kBytes[dtype]);
+  expect(check() == 1, "sum", dtype, dtype, classes, check(), 1);
+}
+
 }  // namespace
 
 int main() {
@@ -255,6 +362,14 @@ int main() {
             ds == f64 ? check<double>(f64, f64, classes, variant, Divergence(kind))
                       : check<float>(Dtype(ds), Dtype(dt), classes, variant, Divergence(kind));
         }
+  for (int ds = 0; ds < kDtypes; ++ds)
+    for (int64_t classes : {1, 2, 7, 16, 33, 511, 512, 513, 1540}) {
+      check_distribution(Dtype(ds), classes);
+      for (int variant = 0; variant < 4; ++variant)
+        for (int kind : {kForwardKl, kReverseKl, kJsd, kTotalVariation, kSoftTarget})
+          ds == f64 ? check_topk<double>(f64, classes, variant, Divergence(kind))
+                    : check_topk<float>(Dtype(ds), classes, variant, Divergence(kind));
+    }
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..distill.reference import DIVERGENCES
+from ..distill.topk import TAILS
 
 Example = Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
 
@@ -59,6 +60,30 @@ def _distill_loss_with_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (*_models(3, 7), None, torch.tensor(2.0), torch.tensor(1.0)), {"return_stats": True}
 
 
+def _topk_distill_loss(tail: str, divergence: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    student, teacher = _models(3, 7)
+    values, indices = teacher.topk(3, sorted=False)
+    stored = values, indices, (teacher / 2).logsumexp(-1)
+    options = {"divergence": divergence, "beta": 0.3}
+    return (student.requires_grad_(), *stored, None, tail, torch.tensor(2.0), torch.tensor(1.0)), options
+
+
+def _topk_distill_loss_every_option(tail: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    (student, teacher, target, tau, alpha), options = _distill_loss_every_option()
+    values, indices = teacher[..., :7].topk(2)
+    seen = 6 * torch.tanh(0.9 * teacher[..., :7] / 6)
+    return (student, values, indices, (seen / tau.unsqueeze(-1)).logsumexp(-1), target, tail, tau, alpha), options
+
+
+def _soft_cross_entropy(entries: int | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    logits, other = _models(2, 3, 7)
+    weight = torch.tensor([[0.5, 1.0, 0.0], [2.0, 0.1, 1.0]])
+    if entries is None:
+        return (logits.requires_grad_(), other.softmax(-1)), {"row_weight": weight}
+    values, indices = other.topk(entries)
+    return (logits.requires_grad_(), values.softmax(-1), indices, "none", weight), {}
+
+
 def _deviation_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return _models(3, 7), {}
 
@@ -80,5 +105,10 @@ def op_examples() -> dict[str, list[Example]]:
         "distill_loss": [
             *(_distill_loss, _distill_loss_every_option, _distill_loss_rows, _distill_loss_with_stats),
             *(partial(_distill_loss_divergence, name) for name in DIVERGENCES[1:]),
+        ],
+        "soft_cross_entropy": [_soft_cross_entropy, partial(_soft_cross_entropy, 3), partial(_soft_cross_entropy, 7)],
+        "topk_distill_loss": [
+            *(partial(_topk_distill_loss_every_option, tail) for tail in TAILS),
+            *(partial(_topk_distill_loss, "bucket", name) for name in DIVERGENCES[:-1]),
         ],
     }
