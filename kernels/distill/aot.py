@@ -9,6 +9,7 @@ from .launch import ENTRIES_REGISTERS, launch
 BYTES = {"bf16": 2, "fp32": 4, "fp16": 2, "fp64": 8}
 # in the kernels' order
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse", "alone", "soft")
+STAGES = ("sum", "compare", "gradient")  # of a tile
 FLAGS = ("HAS_TARGET", "HAS_WEIGHT", "GRADIENT", "HARD", "SMOOTH", "STUDENT_CAP", "TEACHER_CAP")
 FEATURES = {
     "full": FLAGS,  # first: what the tests compile
@@ -33,6 +34,11 @@ def _launched(variant: TritonVariant, **chosen: Any) -> TritonVariant:
     return replace(variant, constants=constants, warps=options["num_warps"], registers=options["maxnreg"])
 
 
+def _on(divergence: str, features: str = "full") -> tuple[str, ...]:
+    """The flags that are on."""
+    return FEATURES[divergence if divergence in FEATURES else features]
+
+
 def _row_types(student: str, on: tuple[str, ...], divergence: str) -> dict[str, str | None]:
     """Of what the losses' kernels have in common."""
     real = _real(student)
@@ -50,7 +56,7 @@ def _row_types(student: str, on: tuple[str, ...], divergence: str) -> dict[str, 
 
 
 def _loss(student: str, teacher: str, features: str = "full", divergence: str = "forward_kl") -> TritonVariant:
-    on, kind = FEATURES[divergence if divergence in FEATURES else features], DIVERGENCES.index(divergence)
+    on, kind = _on(divergence, features), DIVERGENCES.index(divergence)
     variant = TritonVariant(
         module="triton_kernels",
         kernel="distill_loss_kernel",
@@ -63,7 +69,7 @@ def _loss(student: str, teacher: str, features: str = "full", divergence: str = 
 
 
 def _topk(student: str, divergence: str = "forward_kl") -> TritonVariant:
-    on, kind = FEATURES[divergence if divergence in FEATURES else "full"], DIVERGENCES.index(divergence)
+    on, kind = _on(divergence), DIVERGENCES.index(divergence)
     bucket = divergence != "soft"
     own: dict[str, str | None] = {
         "values": f"*{student}",
@@ -81,6 +87,23 @@ def _topk(student: str, divergence: str = "forward_kl") -> TritonVariant:
         constants={flag: flag in on for flag in FLAGS} | {"BUCKET": bucket, "DIVERGENCE": kind},
     )
     return _launched(variant, element=BYTES[student], divergence=kind, registers=ENTRIES_REGISTERS)
+
+
+def _tile(dtype: str, divergence: str, stage: str) -> TritonVariant:
+    on, kind, real = _on(divergence), DIVERGENCES.index(divergence), _real(dtype)
+    types = _row_types(dtype, on, divergence) | {"teacher": f"*{dtype}", "state": real, "grad": real}
+    if stage != "gradient":
+        types |= {"gradient_scale": None, "grad": None}
+    variant = TritonVariant(
+        module="triton_tile",
+        kernel="distill_tile_kernel",
+        dtype=dtype,
+        label=f"{dtype}-{divergence}-{stage}",
+        types=types,
+        constants={flag: flag in on for flag in FLAGS if flag != "GRADIENT"}
+        | {"DIVERGENCE": kind, "STAGE": STAGES.index(stage)},
+    )
+    return _launched(variant, element=BYTES[dtype], divergence=kind)
 
 
 def _stats(dtype: str) -> TritonVariant:
@@ -120,6 +143,10 @@ VARIANTS: list[TritonVariant | CudaVariant] = [
       for dtype in ("bf16", "fp32")),
     _topk("fp16"),
     _topk("fp64"),
+    *(_tile(dtype, divergence, "gradient") for divergence in DIVERGENCES[:-1] for dtype in ("bf16", "fp32")),
+    *(_tile(dtype, *which) for which in (("forward_kl", "sum"), ("jsd", "compare")) for dtype in ("bf16", "fp32")),
+    _tile("fp16", "forward_kl", "gradient"),
+    _tile("fp64", "jsd", "gradient"),
     *(_stats(dtype) for dtype in BYTES),
     *(make(dtype) for make in (_divisor, _row_sum) for dtype in ("fp32", "fp64")),
     _scale_rows("fp32", "float"),

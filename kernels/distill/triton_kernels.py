@@ -7,7 +7,17 @@ import triton
 import triton.language as tl
 
 from .triton_blocks import INF, NAN, fill_row, lanes_of, model_of, start_of
-from .triton_rows import ALONE, asked, compared, read_row, write_row
+from .triton_rows import (
+    ALONE,
+    asked,
+    compare_row,
+    factors_of,
+    loss_of,
+    outcome,
+    read_row,
+    scales_of,
+    write_row,
+)
 
 
 @triton.jit(do_not_specialize=["rows", "temperature_step", "alpha_step", "ignore_index"])
@@ -71,10 +81,9 @@ def distill_loss_kernel(
             t_model = model_of(t_row, teacher_scale, teacher_cap, TEACHER_CAP)
 
         tau, soft, weight, skipped, bad, label_at, at_target = asked(
-            row, s_model, temperature, alpha, target, row_weight, temperature_step, alpha_step, ignore_index, classes,
-            REAL, HAS_TARGET, HAS_WEIGHT,
+            row, s_model, temperature, alpha, target, row_weight, temperature_step, alpha_step, ignore_index,
+            classes, 0, classes, REAL, HAS_TARGET, HAS_WEIGHT,
         )  # fmt: skip
-        hard = 1.0 - soft
         if DIVERGENCE == ALONE:
             bad = bad | (soft != 0)
         tl.device_assert(
@@ -90,38 +99,24 @@ def distill_loss_kernel(
         sums = read_row(
             s_model, t_model, None, lanes, length, inverse_tau, origin, REAL, LANES, VECTOR, HARD, SMOOTH, DIVERGENCE
         )
-        s_max, _, z_s, _, _, z_h, total = sums
-        if not HARD:  # the student's exponentials serve both terms
-            z_h = z_s
-        value, of_student, of_teacher, scales = compared(
-            s_model, t_model, sums, lanes, length, tau, inverse_tau, beta, REAL, LANES, VECTOR, DIVERGENCE
+        scales = scales_of(sums, inverse_tau)
+        slope, beside = compare_row(s_model, t_model, lanes, length, scales, beta, REAL, LANES, VECTOR, DIVERGENCE)
+        value, of_student, of_teacher = outcome(sums, slope, beside, tau, beta, classes, REAL, DIVERGENCE)
+        z_h = sums[2]  # the student's exponentials serve both terms
+        if HARD:
+            z_h = sums[5]
+        value = loss_of(
+            value, soft, z_h, sums[0], at_target, origin, sums[6], label_smoothing, classes, HAS_TARGET, SMOOTH
         )
-        # A term whose factor is 0 is left out: 0 * inf would be NaN.
-        value = tl.where(soft == 0, 0.0, soft * value)
-        if HAS_TARGET:
-            ce = tl.log(z_h) + (1.0 - label_smoothing) * (s_max - at_target)
-            if SMOOTH:
-                ce += label_smoothing * ((s_max - origin) - total / classes)
-            value += tl.where(hard == 0, 0.0, hard * ce)
-        value = tl.where(live, weight * value, tl.where(skipped, 0.0, NAN))
-        tl.store(loss + row, value)
+        tl.store(loss + row, tl.where(live, weight * value, tl.where(skipped, 0.0, NAN)))
 
         if GRADIENT:
             g_row = gradient + start_of(row, gradient_group, gradient_group_stride, gradient_stride)
             if live:
                 scale = weight * tl.load(gradient_scale).to(REAL)
-                of_student = tl.where(soft == 0, 0.0, scale * soft * of_student)
-                of_teacher = tl.where(soft == 0, 0.0, scale * soft * of_teacher)
-                of_hard = tl.zeros((), REAL)
-                label = tl.zeros((), REAL)
-                uniform = tl.zeros((), REAL)
-                if HAS_TARGET:
-                    of_hard = tl.where(hard == 0, 0.0, scale * hard / z_h)
-                    label = scale * hard * (1.0 - label_smoothing)
-                    uniform = scale * hard * label_smoothing / classes
-                    if not HARD:
-                        of_student += of_hard
-                factors = (of_student, of_teacher, of_hard, label, uniform)
+                factors = factors_of(
+                    scale, soft, of_student, of_teacher, z_h, label_smoothing, classes, REAL, HAS_TARGET, HARD
+                )
                 write_row(
                     s_model, t_model, g_row, lanes, length, label_at, scales, beta, factors,
                     REAL, LANES, VECTOR, HAS_TARGET, HARD, DIVERGENCE,

@@ -14,6 +14,7 @@ from .triton_blocks import INF, load, rescale, shift_of, store_gradient, transfo
 FORWARD_KL = tl.constexpr(0)
 REVERSE_KL = tl.constexpr(1)
 JSD = tl.constexpr(2)
+TOTAL_VARIATION = tl.constexpr(3)
 LOGIT_MSE = tl.constexpr(4)
 ALONE = tl.constexpr(5)  # no teacher: cross-entropy
 SOFT = tl.constexpr(6)  # cross-entropy with the teacher's "logits", which are probabilities as they are
@@ -30,12 +31,15 @@ def asked(
     temperature_step,
     alpha_step,
     ignore_index,
-    classes,
+    classes,  # of the row
+    first,  # of the student's, which may be a tile of them
+    length,  # how many these are
     REAL: tl.constexpr,
     HAS_TARGET: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
 ):
-    """What a row asks for: tau, alpha, its weight, whether it is skipped or bad, the target and its logit."""
+    """What a row asks for: tau, alpha, its weight, whether it is skipped or bad, the target's place among the student's
+    classes and, where it is one of them, its logit."""
     tau, soft, weight = tl.full((), 1.0, REAL), tl.full((), 1.0, REAL), tl.full((), 1.0, REAL)
     if temperature is not None:
         tau = tl.load(temperature + row * temperature_step)
@@ -49,16 +53,17 @@ def asked(
     if HAS_TARGET:
         label_at = tl.load(target + row)
         skipped = skipped | (label_at == ignore_index)
-        inside = (label_at >= 0) & (label_at < classes)
-        bad = bad | (inside == 0)
-        at_target = transformed(tl.load(student[0] + label_at, mask=inside, other=0.0).to(REAL), student)
+        bad = bad | (label_at < 0) | (label_at >= classes)
+        label_at -= first
+        here = (label_at >= 0) & (label_at < length)
+        at_target = transformed(tl.load(student[0] + label_at, mask=here, other=0.0).to(REAL), student)
     else:
         bad = bad | (soft != 1)
     return tau, soft, weight, skipped, bad, label_at, at_target
 
 
 @triton.jit
-def _rebase(
+def rebase(
     sums,  # as in read_row
     new_s,  # the maxima that they shall be relative to
     new_t,
@@ -124,7 +129,7 @@ def _read_block(
         t = load(teacher, start, lanes, left, REAL, MASK)
         if DIVERGENCE != SOFT:
             new_t = tl.maximum(sums[1], tl.max(t, 1))
-    _, _, sum_s, sum_t, difference, hard, total = _rebase(sums, new_s, new_t, inverse_tau, HARD, DIVERGENCE)
+    _, _, sum_s, sum_t, difference, hard, total = rebase(sums, new_s, new_t, inverse_tau, HARD, DIVERGENCE)
     us = s - shift_of(new_s)[:, None]
     if DIVERGENCE == LOGIT_MSE:
         d = tl.where(s == t, 0.0, s - t)
@@ -194,7 +199,7 @@ def read_row(
             REAL, HARD, SMOOTH, DIVERGENCE, True,
         )  # fmt: skip
     top_s, top_t = tl.max(sums[0], 0), tl.max(sums[1], 0)
-    _, _, sum_s, sum_t, difference, hard, total = _rebase(sums, top_s, top_t, inverse_tau, HARD, DIVERGENCE)
+    _, _, sum_s, sum_t, difference, hard, total = rebase(sums, top_s, top_t, inverse_tau, HARD, DIVERGENCE)
     return (
         top_s, top_t, tl.sum(sum_s, 0), tl.sum(sum_t, 0), tl.sum(difference, 0), tl.sum(hard, 0), tl.sum(total, 0)
     )  # fmt: skip
@@ -238,53 +243,53 @@ def _compare_block(
 
 
 @triton.jit
-def _compare_row(
+def compare_row(
     student,  # models
     teacher,
     lanes,
     length,
-    scales,
+    scales,  # by scales_of
     beta,
     REAL: tl.constexpr,
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,
     DIVERGENCE: tl.constexpr,
 ):
-    """The sums of _slope, and of what the divergence adds beside it."""
+    """The sums of _slope, and of what the divergence adds beside it; 0 where it compares no probabilities."""
     BLOCK: tl.constexpr = LANES * VECTOR
     slopes, besides = tl.zeros([LANES], REAL), tl.zeros([LANES], REAL)
-    whole = length // BLOCK * BLOCK
-    for start in range(0, whole, BLOCK):
-        slope, beside = _compare_block(student, teacher, start, lanes, BLOCK, scales, beta, REAL, DIVERGENCE, False)
-        slopes += slope
-        besides += beside
-    if whole < length:
-        left = length - whole
-        slope, beside = _compare_block(student, teacher, whole, lanes, left, scales, beta, REAL, DIVERGENCE, True)
-        slopes += slope
-        besides += beside
+    if (DIVERGENCE == JSD) | (DIVERGENCE == TOTAL_VARIATION):
+        whole = length // BLOCK * BLOCK
+        for start in range(0, whole, BLOCK):
+            slope, beside = _compare_block(student, teacher, start, lanes, BLOCK, scales, beta, REAL, DIVERGENCE, False)
+            slopes += slope
+            besides += beside
+        if whole < length:
+            left = length - whole
+            slope, beside = _compare_block(student, teacher, whole, lanes, left, scales, beta, REAL, DIVERGENCE, True)
+            slopes += slope
+            besides += beside
     return tl.sum(slopes, 0), tl.sum(besides, 0)
 
 
 @triton.jit
-def compared(
-    student,  # models
-    teacher,
+def scales_of(sums, inverse_tau):
+    return shift_of(sums[0]), shift_of(sums[1]), inverse_tau, 1.0 / sums[2], 1.0 / sums[3]
+
+
+@triton.jit
+def outcome(
     sums,  # by read_row
-    lanes,
-    length,
+    slope,  # by compare_row
+    beside,
     tau,
-    inverse_tau,
     beta,
+    classes,
     REAL: tl.constexpr,
-    LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
     DIVERGENCE: tl.constexpr,
 ):
-    """tau^2 times the divergence; its gradient, as exp((s - shift) / tau) * of_student + beside * of_teacher; and the
-    scales of both: shift_s, shift_t, 1 / tau, 1 / sum_s, 1 / sum_t."""
-    s_max, t_max, z_s, z_t, apart, _, _ = sums
-    scales = (shift_of(s_max), shift_of(t_max), inverse_tau, 1.0 / z_s, 1.0 / z_t)
+    """tau^2 times the divergence, and its gradient as exp((s - shift) / tau) * of_student + beside * of_teacher."""
+    _, _, z_s, z_t, apart, _, _ = sums
     if DIVERGENCE == ALONE:
         value, of_student, of_teacher = tl.zeros((), REAL), tl.zeros((), REAL), tl.zeros((), REAL)
     elif DIVERGENCE == SOFT:
@@ -301,19 +306,72 @@ def compared(
         of_student = -mean / z_s
         of_teacher = 1.0 / z_s
     elif DIVERGENCE == LOGIT_MSE:
-        value = apart / length
+        value = apart / classes
         of_student = tl.zeros((), REAL)
-        of_teacher = tl.full((), 2.0, REAL) / length
+        of_teacher = tl.full((), 2.0, REAL) / classes
+    elif DIVERGENCE == JSD:
+        value = tau * tau * (beta * beside + (1.0 - beta) * slope)
+        of_teacher = tau * (1.0 - beta)
+        of_student = -of_teacher * slope / z_s
     else:
-        mean, beside = _compare_row(student, teacher, lanes, length, scales, beta, REAL, LANES, VECTOR, DIVERGENCE)
-        if DIVERGENCE == JSD:
-            of_teacher = tau * (1.0 - beta)
-            value = tau * tau * (beta * beside + (1.0 - beta) * mean)
-        else:
-            of_teacher = 0.5 * tau
-            value = 0.5 * tau * tau * beside
-        of_student = -of_teacher * mean / z_s
-    return value, of_student, of_teacher, scales
+        value = 0.5 * tau * tau * beside
+        of_teacher = 0.5 * tau
+        of_student = -of_teacher * slope / z_s
+    return value, of_student, of_teacher
+
+
+@triton.jit
+def loss_of(
+    value,  # of the divergence
+    soft,
+    z_h,  # the sum of exp(s - top)
+    top,
+    at_target,
+    origin,
+    total,  # of s - origin
+    label_smoothing,
+    classes,
+    HAS_TARGET: tl.constexpr,
+    SMOOTH: tl.constexpr,
+):
+    """alpha times the divergence, and the cross-entropy times what is left. A term whose factor is 0 is left out:
+    0 * inf would be NaN."""
+    value = tl.where(soft == 0, 0.0, soft * value)
+    if HAS_TARGET:
+        ce = tl.log(z_h) + (1.0 - label_smoothing) * (top - at_target)
+        if SMOOTH:
+            ce += label_smoothing * ((top - origin) - total / classes)
+        value += tl.where(soft == 1, 0.0, (1.0 - soft) * ce)
+    return value
+
+
+@triton.jit
+def factors_of(
+    scale,  # of the row's gradient
+    soft,
+    of_student,  # by outcome
+    of_teacher,
+    z_h,  # as in loss_of
+    label_smoothing,
+    classes,
+    REAL: tl.constexpr,
+    HAS_TARGET: tl.constexpr,
+    HARD: tl.constexpr,
+):
+    """Of the gradient, of_student: of exp((s - shift) / tau); of_teacher: of what the divergence puts beside it, of
+    forward_kl and SOFT the negative teacher's exponential or number; of_hard: of exp(s - shift); what the target's
+    class loses; what each does."""
+    of_student = tl.where(soft == 0, 0.0, scale * soft * of_student)
+    of_teacher = tl.where(soft == 0, 0.0, scale * soft * of_teacher)
+    of_hard, label, uniform = tl.zeros((), REAL), tl.zeros((), REAL), tl.zeros((), REAL)
+    if HAS_TARGET:
+        hard = scale * (1.0 - soft)
+        of_hard = tl.where(hard == 0, 0.0, hard / z_h)
+        label = hard * (1.0 - label_smoothing)
+        uniform = hard * label_smoothing / classes
+        if not HARD:  # the student's exponentials serve both terms
+            of_student += of_hard
+    return of_student, of_teacher, of_hard, label, uniform
 
 
 @triton.jit
@@ -372,11 +430,9 @@ def write_row(
     lanes,
     length,
     label_at,  # the target's class
-    scales,  # by compared
+    scales,  # by scales_of
     beta,
-    # of_student: of exp((s - shift) / tau); of_teacher: of what the divergence puts beside it, of forward_kl and SOFT
-    # the negative teacher's exponential or number; of_hard: of exp(s - shift); what the target's class loses; what each
-    factors,
+    factors,  # by factors_of
     REAL: tl.constexpr,
     LANES: tl.constexpr,
     VECTOR: tl.constexpr,

@@ -11,7 +11,18 @@ import triton
 import triton.language as tl
 
 from .triton_blocks import INF, NAN, fill_row, lanes_of, model_of, shift_of, start_of, transformed
-from .triton_rows import ALONE, SOFT, asked, compared, read_row, write_row
+from .triton_rows import (
+    ALONE,
+    SOFT,
+    asked,
+    compare_row,
+    factors_of,
+    loss_of,
+    outcome,
+    read_row,
+    scales_of,
+    write_row,
+)
 
 
 @triton.jit
@@ -183,10 +194,9 @@ def topk_loss_kernel(
         t_model = model_of(values + row * entries, teacher_scale, teacher_cap, TEACHER_CAP)
         named = indices + row * entries
         tau, soft, weight, skipped, bad, label_at, at_target = asked(
-            row, s_model, temperature, alpha, target, row_weight, temperature_step, alpha_step, ignore_index, classes,
-            REAL, HAS_TARGET, HAS_WEIGHT,
+            row, s_model, temperature, alpha, target, row_weight, temperature_step, alpha_step, ignore_index,
+            classes, 0, classes, REAL, HAS_TARGET, HAS_WEIGHT,
         )  # fmt: skip
-        hard = 1.0 - soft
         members = tl.where(((skipped | bad) == 0) & (soft != 0), entries, 0)  # without weight they are not looked at
         top_members, sound = _take(named, members, classes, flags, s_model, u, lane, REAL, LANES)
         bad = bad | (sound == 0)
@@ -228,16 +238,11 @@ def topk_loss_kernel(
         sums = read_row(
             u_model, v_model, None, few, reduced, inverse_tau, 0.0, REAL, LANES, 1, False, False, DIVERGENCE
         )
-        value, of_student, of_teacher, scales = compared(
-            u_model, v_model, sums, few, reduced, tau, inverse_tau, beta, REAL, LANES, 1, DIVERGENCE
-        )
-        value = tl.where(soft == 0, 0.0, soft * value)
+        scales = scales_of(sums, inverse_tau)
+        slope, beside = compare_row(u_model, v_model, few, reduced, scales, beta, REAL, LANES, 1, DIVERGENCE)
+        value, of_student, of_teacher = outcome(sums, slope, beside, tau, beta, reduced, REAL, DIVERGENCE)
         z_h = tl.where(h_tail == 0, 0.0, h_tail * faded) + h_members
-        if HAS_TARGET:
-            ce = tl.log(z_h) + (1.0 - label_smoothing) * (top - at_target)
-            if SMOOTH:
-                ce += label_smoothing * ((top - origin) - total / classes)
-            value += tl.where(hard == 0, 0.0, hard * ce)
+        value = loss_of(value, soft, z_h, top, at_target, origin, total, label_smoothing, classes, HAS_TARGET, SMOOTH)
         tl.store(loss + row, tl.where(live, weight * value, tl.where(skipped, 0.0, NAN)))
 
         if GRADIENT:
@@ -245,7 +250,10 @@ def topk_loss_kernel(
             if live:
                 scale = weight * tl.load(gradient_scale).to(REAL)
                 zero = tl.zeros((), REAL)
-                factors = (scale * soft * of_student, scale * soft * of_teacher, zero, zero, zero)
+                factors = factors_of(
+                    scale, soft, of_student, of_teacher, z_h, label_smoothing, classes, REAL, HAS_TARGET, True
+                )
+                _, _, of_hard, label, uniform = factors
                 write_row(
                     u_model, v_model, g, few, reduced, label_at, scales, beta, factors,
                     REAL, LANES, 1, False, False, DIVERGENCE,
@@ -254,13 +262,8 @@ def topk_loss_kernel(
                 # A class of the tail has its share of the tail's gradient.
                 share = tl.load(g + entries, mask=reduced > entries, other=0.0)
                 of_class = tl.where(z_tail == 0, 0.0, share / z_tail)
-                of_hard, label, uniform = tl.zeros((), REAL), tl.zeros((), REAL), tl.zeros((), REAL)
-                if HAS_TARGET:
-                    of_hard = tl.where(hard == 0, 0.0, scale * hard / z_h)
-                    label = scale * hard * (1.0 - label_smoothing)
-                    uniform = scale * hard * label_smoothing / classes
-                    if not HARD:
-                        of_class += of_hard * faded
+                if not HARD:
+                    of_class += of_hard * faded
                 factors = (of_class, zero, of_hard * faded, label, uniform)
                 scales = (shift_tail, shift_tail, inverse_tau, one, one)
                 write_row(

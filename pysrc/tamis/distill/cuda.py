@@ -30,6 +30,9 @@ from .reference import DIVERGENCES
 
 ALONE, SOFT = range(len(DIVERGENCES), len(DIVERGENCES) + 2)  # the kernels': no teacher, for alpha 0; probabilities
 
+STAGES = ("sum", "compare", "gradient")  # of a tile, in the kernel's order
+STATE = 11  # numbers a row that the tile kernel keeps
+
 
 def _classes(fn: str, student: Tensor, teacher: Tensor, vocab_size: int | None) -> int:
     widths = student.shape[-1], teacher.shape[-1]
@@ -56,6 +59,13 @@ def divergence_of(fn: str, name: str, beta: float, alpha: Tensor) -> int:
     return DIVERGENCES.index(name)
 
 
+def asks_hard(target: Tensor | None, temperature: Tensor | None, alpha: Tensor | None, divergence: int) -> bool:
+    """Whether some row may need the student's softmax at temperature 1 and what it has does not serve."""
+    if target is None or divergence == ALONE or known(alpha) == 1:
+        return False
+    return known(temperature) != 1 or divergence != 0
+
+
 def row_losses(
     student: Rows,
     teacher: Rows | None,
@@ -80,8 +90,7 @@ def row_losses(
 
     x, target = student.tensor, counts.target
     real = real_dtype(x)
-    hard = target is not None and divergence != ALONE and known(alpha) != 1
-    hard = hard and (known(temperature) != 1 or divergence != 0)
+    hard = asks_hard(target, temperature, alpha, divergence)
     tau = None if temperature is None else on(x, temperature, real)
     mix = None if alpha is None else on(x, alpha, real)
     loss = x.new_empty(x.shape[:-1], dtype=real)
@@ -99,6 +108,52 @@ def row_losses(
             SMOOTH=target is not None and label_smoothing > 0, STUDENT_CAP=bool(student_softcap),
             TEACHER_CAP=bool(teacher_softcap), DIVERGENCE=divergence,
             enable_fp_fusion=True, debug=debug(),
+        )  # fmt: skip
+    return loss
+
+
+def distill_tile_(student_logits: Tensor, teacher_logits: Tensor | None, *args: Any) -> Tensor:
+    """The raw op's arguments: each row's weighted loss, right once every class is in state."""
+    (target, temperature, alpha, divergence, beta, label_smoothing, ignore_index, row_weight, vocab_size,
+     student_softcap, teacher_softcap, student_scale, teacher_scale, state, first, classes, stage, grad,
+     gradient_scale) = args  # fmt: skip
+    from ..kernels.distill.triton_tile import distill_tile_kernel
+
+    fn = "_distill_tile_"
+    kind = divergence_of(fn, divergence, beta, alpha) if teacher_logits is not None else ALONE
+    if teacher_logits is None and known(alpha):
+        raise RuntimeError(f"tamis.{fn}: teacher_logits: expected a tensor where alpha is not 0")
+    beside = student_logits if teacher_logits is None else teacher_logits
+    tile = _classes(fn, student_logits, beside, vocab_size)
+    if not 0 <= first <= classes - tile:
+        raise RuntimeError(f"tamis.{fn}: first: expected 0 to {classes - tile}, got {first}")
+    if stage not in STAGES:
+        raise RuntimeError(f"tamis.{fn}: stage: expected {' or '.join(STAGES)}, got {stage}")
+    student, teacher = rows_of(student_logits), rows_of(student_logits if kind == ALONE else beside)
+    x, real = student.tensor, real_dtype(student_logits)
+    loss = x.new_empty(x.shape[:-1], dtype=real)
+    if state.shape != (loss.numel(), STATE) or state.dtype != real or not state.is_contiguous():
+        expected = f"contiguous {real} of [{loss.numel()}, {STATE}]"
+        raise RuntimeError(f"tamis.{fn}: state: expected {expected}, got {state.dtype} of {list(state.shape)}")
+    if stage == "gradient":
+        if grad is None or gradient_scale is None:
+            raise RuntimeError(f"tamis.{fn}: grad, gradient_scale: expected tensors for the stage gradient")
+        check_overwritable(student, student_logits, None if kind == ALONE else teacher, fn)
+        grad, gradient_scale = on(x, grad, real), on(x, gradient_scale, torch.float64)
+    if not loss.numel():
+        return loss
+    counts, hard = counted(x, target, row_weight), asks_hard(target, temperature, alpha, kind)
+    tau, mix = on(x, temperature, real), on(x, alpha, real)
+    with device_of(x):
+        distill_tile_kernel[grid(x, loss.numel())](
+            x, teacher.tensor, tau, mix, counts.target, counts.row_weight, gradient_scale, loss, state, grad,
+            loss.numel(), tile, first, classes, *student[1:], *teacher[1:], step_of(tau), step_of(mix), step_of(grad),
+            ignore_index, label_smoothing, beta,
+            student_scale, student_softcap or 0.0, teacher_scale, teacher_softcap or 0.0,
+            **launch(wider(x, teacher.tensor), kind), HAS_TARGET=target is not None,
+            HAS_WEIGHT=row_weight is not None, HARD=hard, SMOOTH=target is not None and label_smoothing > 0,
+            STUDENT_CAP=bool(student_softcap), TEACHER_CAP=bool(teacher_softcap), DIVERGENCE=kind,
+            STAGE=STAGES.index(stage), enable_fp_fusion=True, debug=debug(),
         )  # fmt: skip
     return loss
 
