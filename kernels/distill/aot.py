@@ -80,7 +80,7 @@ def _topk(student: str, divergence: str = "forward_kl") -> TritonVariant:
     }
     variant = TritonVariant(
         module="triton_topk",
-        kernel="topk_loss_kernel",
+        kernel="topk_distill_loss_kernel",
         dtype=student,
         label=f"{student}-{divergence}",
         types=_row_types(student, on, divergence) | own,

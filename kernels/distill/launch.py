@@ -6,7 +6,7 @@ LANES, WARPS = 256, 8  # of a block of classes
 JSD = 2  # its divergence's number
 # By VECTOR: a thread may have; left alone, ptxas spills some to fit more programs.
 REGISTERS = {8: 128, 4: 80, 2: 160}
-ENTRIES_REGISTERS = {8: 128, 4: 128, 2: 160}  # of topk_loss_kernel
+ENTRIES_REGISTERS = {8: 128, 4: 128, 2: 160}  # of topk_distill_loss_kernel
 
 
 def launch(element: int, divergence: int = 0, registers: Mapping[int, int] = REGISTERS) -> dict[str, int]:

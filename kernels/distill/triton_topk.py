@@ -125,7 +125,7 @@ def _release(indices, entries, classes, flags, lane, LANES: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows", "entries", "temperature_step", "alpha_step", "ignore_index"])
-def topk_loss_kernel(
+def topk_distill_loss_kernel(
     student,  # [rows, classes] logits; rows as in start_of
     values,  # [rows, entries]: the teacher's logits, or SOFT probabilities; a dtype of its own
     indices,  # [rows, entries] int64: their classes

@@ -64,7 +64,7 @@ def _entry_losses(
     gradient_scale: Tensor,
 ) -> Tensor:
     """As row_losses, against K entries; logsumexp: where the teacher has something outside them."""
-    from ..kernels.distill.triton_topk import topk_loss_kernel
+    from ..kernels.distill.triton_topk import topk_distill_loss_kernel
 
     x, target, entries = student.tensor, counts.target, values.shape[-1]
     real = real_dtype(x)
@@ -81,7 +81,7 @@ def _entry_losses(
     scratch = x.new_empty((programs, 3, entries + 1), dtype=real)
     written = gradient or student
     with device_of(x):
-        topk_loss_kernel[(programs,)](
+        topk_distill_loss_kernel[(programs,)](
             x, values.contiguous(), indices.contiguous(), None if logsumexp is None else on(x, logsumexp, real),
             tau, mix, target, counts.row_weight, gradient_scale, loss, None if gradient is None else gradient.tensor,
             flags, scratch, loss.numel(), classes, x.shape[-1], entries, words, *student[1:], *written[1:],
