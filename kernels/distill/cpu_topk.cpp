@@ -196,9 +196,7 @@ class Entries : Walk<S> {
     const Factors<R>& f = pending_.factors;
     for (int64_t k = 0; k < topk_.entries; ++k) {
       g_[k] = soft * g_[k] + f.hard * (op_.hard ? h_[index[k]] : taken_[k]) - f.uniform;
-      if (index[k] != pending_.target) continue;
-      g_[k] -= pending_.label;
-      pending_.target = -1;
+      if (index[k] == pending_.target) g_[k] -= pending_.label;
     }
     if (!f_s_.identity())
       for (int64_t k = 0; k < topk_.entries; k += kLanes<V>)

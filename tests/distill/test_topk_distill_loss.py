@@ -394,6 +394,24 @@ def test_logits_that_grow(isa, chosen):
     torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("entries", [3, 60])
+def test_blocks_relative_to_different_maxima(isa, entries):
+    """Each is above the last by so much that it is read relative to its own; few hold a member."""
+    student, teacher = (x.detach() for x in pair(4, 2100, scale=0.5))
+    student += 8.0 * (torch.arange(2100) // 512)
+    teacher += 2.0 * (torch.arange(2100) // 512)
+    indices = torch.arange(2099, 2099 - entries, -1).expand(4, entries)
+    target = torch.tensor([0, 600, 2099, 1500])
+    for temperature, alpha in ((1.0, 1.0), (1.0, 0.5), (0.8, 0.5)):
+        logsumexp = (teacher.double() / temperature).logsumexp(-1).float()
+        given_teacher = teacher.gather(-1, indices), indices, logsumexp
+        options = {"temperature": temperature, "alpha": alpha, "reduction": "none"}
+        got, gradient = loss_and_gradient(student, given_teacher, target, **options)
+        truth, true_gradient = truth_of(student, given_teacher, target, **options)
+        torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-4, atol=1e-7)
+
+
 def test_same_bits_for_any_thread_count_and_with_or_without_gradient(isa):
     student, teacher = pair(90, 5003)
     target, entries = torch.arange(90), stored(teacher, 64, 2.0)

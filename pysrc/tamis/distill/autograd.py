@@ -88,13 +88,13 @@ def run(
     arguments: Sequence[Any],
     *,
     reference: Callable[..., Any],
-    interpreted: Callable[..., Any] | None = None,
+    interpreted: Callable[..., Any],
 ) -> Any:
     """What op `name` returns, by the implementation chosen. interpreted: its Triton forward, which serves CPU tensors
     too. Overwriting, arguments[0] hold their gradient from backward on; a traced graph and the reference do not."""
     if choice.backend == "reference":
         return reference(*arguments)
-    if choice.backend == "triton" and arguments[0].device.type == "cpu" and interpreted is not None:
+    if choice.backend == "triton" and arguments[0].device.type == "cpu":
         return formed(name, interpreted, *arguments)
     if overwriting and not torch.compiler.is_compiling():
         return list(_Overwriting.apply(name, *arguments))

@@ -65,12 +65,8 @@ def soft_cross_entropy(
     _check_values(fn, probs.detach(), indices, row_weight, logits.shape[-1])
     choice = choose(fn, impl, logits)
     arguments = (logits, probs, indices, reduction, row_weight)
-    interpreted = cuda_topk.soft_cross_entropy_forward
-    return _only(run(fn, choice, False, arguments, reference=reference.soft_cross_entropy, interpreted=interpreted))
-
-
-def _only(out: Tensor | list[Tensor]) -> Tensor:
-    return out[0] if isinstance(out, list) else out
+    forward, whole = cuda_topk.soft_cross_entropy_forward, reference.soft_cross_entropy
+    return _alone(run(fn, choice, False, arguments, reference=whole, interpreted=forward))
 
 
 def _check_values(fn: str, probs: Tensor, indices: Tensor | None, row_weight: Tensor | None, classes: int) -> None:
@@ -102,8 +98,14 @@ def _fake(
     return fake_loss("soft_cross_entropy", gradients, logits, reduction, others)
 
 
+def _alone(out: Any) -> Tensor:
+    """The loss, out of a list or not: this op gives no statistics."""
+    loss: Tensor = out[0] if isinstance(out, list) else out
+    return loss
+
+
 def _autograd(*arguments: Any) -> Tensor:
-    return _only(autograd("soft_cross_entropy")(*arguments))
+    return _alone(autograd("soft_cross_entropy")(*arguments))
 
 
 register(

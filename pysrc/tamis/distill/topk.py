@@ -119,16 +119,9 @@ def topk_distill_loss(
         student_logits, values, indices, logsumexp, target, tail, tau, mix, divergence, beta, label_smoothing,
         ignore_index, reduction, row_weight, items, *transforms, False,
     )  # fmt: skip
-    (loss,) = run(
-        fn,
-        choice,
-        overwriting,
-        arguments,
-        reference=topk_reference.topk_distill_loss,
-        interpreted=cuda_topk.topk_distill_loss_forward,
-    )
-    result: Tensor = loss
-    return result
+    forward, whole = cuda_topk.topk_distill_loss_forward, topk_reference.topk_distill_loss
+    loss: Tensor = run(fn, choice, overwriting, arguments, reference=whole, interpreted=forward)[0]
+    return loss
 
 
 def _check_stored(
