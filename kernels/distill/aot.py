@@ -1,13 +1,22 @@
 """What `tamis aot` compiles of this family."""
 
-from ..common.aot import Constant, CudaVariant, TritonVariant
+from dataclasses import replace
+from typing import Any
 
-VECTOR = {"fp32": 4, "bf16": 8, "fp16": 8, "fp64": 2}  # 128 bits
+from ..common.aot import Constant, CudaVariant, TritonVariant
+from .launch import ENTRIES_REGISTERS, launch
+
+BYTES = {"bf16": 2, "fp32": 4, "fp16": 2, "fp64": 8}
+# in the kernels' order
+DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse", "alone", "soft")
+STAGES = ("sum", "compare", "gradient")  # of a tile
 FLAGS = ("HAS_TARGET", "HAS_WEIGHT", "GRADIENT", "HARD", "SMOOTH", "STUDENT_CAP", "TEACHER_CAP")
 FEATURES = {
     "full": FLAGS,  # first: what the tests compile
     "plain": ("GRADIENT",),  # teacher only
     "value": ("HAS_TARGET", "HARD"),  # no gradient
+    "alone": ("HAS_TARGET", "HAS_WEIGHT", "GRADIENT", "SMOOTH", "STUDENT_CAP", "TEACHER_CAP"),
+    "soft": ("HAS_WEIGHT", "GRADIENT"),
 }
 STATS = (
     "teacher_logsumexp", "student_logsumexp", "teacher_entropy", "student_entropy", "teacher_max_prob",
@@ -19,37 +28,86 @@ def _real(dtype: str) -> str:
     return "*fp64" if dtype == "fp64" else "*fp32"
 
 
-def _warps(dtype: str) -> int:  # as pysrc/tamis/distill/cuda.py launches them
-    return 4 if dtype == "fp64" else 8
+def _launched(variant: TritonVariant, **chosen: Any) -> TritonVariant:
+    options = launch(**chosen)
+    constants = {name: options[name] for name in ("LANES", "VECTOR")} | dict(variant.constants)
+    return replace(variant, constants=constants, warps=options["num_warps"], registers=options["maxnreg"])
 
 
-def _loss(student: str, teacher: str, features: str) -> TritonVariant:
-    on = FEATURES[features]
-    constants: dict[str, Constant] = {"LANES": 32 * _warps(student), "VECTOR": min(VECTOR[student], VECTOR[teacher])}
+def _on(divergence: str, features: str = "full") -> tuple[str, ...]:
+    """The flags that are on."""
+    return FEATURES[divergence if divergence in FEATURES else features]
+
+
+def _row_types(student: str, on: tuple[str, ...], divergence: str) -> dict[str, str | None]:
+    """Of what the losses' kernels have in common."""
     real = _real(student)
-    return TritonVariant(
+    given = None if divergence == "soft" else real
+    return {
+        "student": f"*{student}",
+        "temperature": given,
+        "alpha": given,
+        "target": "*i64" if "HAS_TARGET" in on else None,
+        "row_weight": real if "HAS_WEIGHT" in on else None,
+        "gradient_scale": "*fp64",
+        "loss": real,
+        "gradient": f"*{student}" if "GRADIENT" in on else None,
+    }
+
+
+def _loss(student: str, teacher: str, features: str = "full", divergence: str = "forward_kl") -> TritonVariant:
+    on, kind = _on(divergence, features), DIVERGENCES.index(divergence)
+    variant = TritonVariant(
         module="triton_kernels",
         kernel="distill_loss_kernel",
         dtype=student,
-        label=f"{student}-{teacher}-{features}",
-        types={
-            "student": f"*{student}",
-            "teacher": f"*{teacher}",
-            "temperature": real,
-            "alpha": real,
-            "target": "*i64" if "HAS_TARGET" in on else None,
-            "row_weight": real if "HAS_WEIGHT" in on else None,
-            "gradient_scale": "*fp64",
-            "loss": real,
-            "gradient": f"*{student}" if "GRADIENT" in on else None,
-        },
-        constants=constants | {flag: flag in on for flag in FLAGS} | {"DIVERGENCE": 0},
-        warps=_warps(student),
+        label=f"{student}-{teacher}-{divergence}-{features}",
+        types=_row_types(student, on, divergence) | {"teacher": f"*{teacher}"},
+        constants={flag: flag in on for flag in FLAGS} | {"DIVERGENCE": kind},
     )
+    return _launched(variant, element=max(BYTES[student], BYTES[teacher]), divergence=kind)
+
+
+def _topk(student: str, divergence: str = "forward_kl") -> TritonVariant:
+    on, kind = _on(divergence), DIVERGENCES.index(divergence)
+    bucket = divergence != "soft"
+    own: dict[str, str | None] = {
+        "values": f"*{student}",
+        "indices": "*i64",
+        "logsumexp": _real(student) if bucket else None,
+        "flags": "*i32",
+        "scratch": _real(student),
+    }
+    variant = TritonVariant(
+        module="triton_topk",
+        kernel="topk_distill_loss_kernel",
+        dtype=student,
+        label=f"{student}-{divergence}",
+        types=_row_types(student, on, divergence) | own,
+        constants={flag: flag in on for flag in FLAGS} | {"BUCKET": bucket, "DIVERGENCE": kind},
+    )
+    return _launched(variant, element=BYTES[student], divergence=kind, registers=ENTRIES_REGISTERS)
+
+
+def _tile(dtype: str, divergence: str, stage: str) -> TritonVariant:
+    on, kind, real = _on(divergence), DIVERGENCES.index(divergence), _real(dtype)
+    types = _row_types(dtype, on, divergence) | {"teacher": f"*{dtype}", "state": real, "grad": real}
+    if stage != "gradient":
+        types |= {"gradient_scale": None, "grad": None}
+    variant = TritonVariant(
+        module="triton_tile",
+        kernel="distill_tile_kernel",
+        dtype=dtype,
+        label=f"{dtype}-{divergence}-{stage}",
+        types=types,
+        constants={flag: flag in on for flag in FLAGS if flag != "GRADIENT"}
+        | {"DIVERGENCE": kind, "STAGE": STAGES.index(stage)},
+    )
+    return _launched(variant, element=BYTES[dtype], divergence=kind)
 
 
 def _stats(dtype: str) -> TritonVariant:
-    return TritonVariant(
+    variant = TritonVariant(
         module="triton_stats",
         kernel="deviation_stats_kernel",
         dtype=dtype,
@@ -57,10 +115,9 @@ def _stats(dtype: str) -> TritonVariant:
         types=dict.fromkeys(STATS, _real(dtype))
         | {"student": f"*{dtype}", "teacher": f"*{dtype}", "teacher_argmax": "*i64", "student_argmax": "*i64"}
         | {"agree": "*i1"},
-        constants={"LANES": 32 * _warps(dtype), "VECTOR": VECTOR[dtype], "STUDENT_CAP": False, "TEACHER_CAP": False},
-        warps=_warps(dtype),
-        registers=128,
+        constants={"STUDENT_CAP": False, "TEACHER_CAP": False},
     )
+    return _launched(variant, element=BYTES[dtype])
 
 
 def _divisor(dtype: str) -> TritonVariant:
@@ -79,10 +136,18 @@ def _scale_rows(dtype: str, spelled: str) -> CudaVariant:
 
 
 VARIANTS: list[TritonVariant | CudaVariant] = [
-    *(_loss(dtype, dtype, features) for dtype in ("bf16", "fp32") for features in FEATURES),
-    *(_loss(student, teacher, "full") for student, teacher in
-      (("fp16", "fp16"), ("fp64", "fp64"), ("bf16", "fp32"), ("fp32", "bf16"))),
-    *(_stats(dtype) for dtype in VECTOR),
+    *(_loss(dtype, dtype, "full", divergence) for divergence in DIVERGENCES for dtype in ("bf16", "fp32", "fp64")),
+    *(_loss(dtype, dtype, features) for dtype in ("bf16", "fp32") for features in ("plain", "value")),
+    *(_loss(*dtypes) for dtypes in (("fp16", "fp16"), ("bf16", "fp32"), ("fp32", "bf16"))),
+    *(_topk(dtype, divergence) for divergence in DIVERGENCES if divergence not in ("logit_mse", "alone")
+      for dtype in ("bf16", "fp32")),
+    _topk("fp16"),
+    _topk("fp64"),
+    *(_tile(dtype, divergence, "gradient") for divergence in DIVERGENCES[:-1] for dtype in ("bf16", "fp32")),
+    *(_tile(dtype, *which) for which in (("forward_kl", "sum"), ("jsd", "compare")) for dtype in ("bf16", "fp32")),
+    _tile("fp16", "forward_kl", "gradient"),
+    _tile("fp64", "jsd", "gradient"),
+    *(_stats(dtype) for dtype in BYTES),
     *(make(dtype) for make in (_divisor, _row_sum) for dtype in ("fp32", "fp64")),
     _scale_rows("fp32", "float"),
     _scale_rows("fp64", "double"),

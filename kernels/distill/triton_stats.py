@@ -9,7 +9,7 @@ row is read again relative to the largest of the others.
 import triton
 import triton.language as tl
 
-from .triton_kernels import INF, _lanes, _load, _rescale, _shift, _start_of, _transformed
+from .triton_blocks import INF, lanes_of, load, model_of, rescale, shift_of, start_of, transformed
 
 NOWHERE = tl.constexpr(1 << 62)
 
@@ -30,12 +30,12 @@ def _add_below(
     first = at + tl.min(tl.where(x == new[:, None], lanes, 1 << 30), 1)
     argmax = tl.where(block > top, first, argmax)  # ties: the lowest index
     moved = top - new
-    scale = _rescale(top, new, 1.0)
+    scale = rescale(top, new, 1.0)
     rebased = energy * scale + (below + ties) * scale * moved
     energy = tl.where(top == new, energy, tl.where(scale == 0, 0.0, rebased))
     below = tl.where(top == new, below, (below + ties) * scale)
     ties = tl.where(top == new, ties, 0.0)
-    u = x - _shift(new)[:, None]
+    u = x - shift_of(new)[:, None]
     e = tl.exp(u)
     below += tl.sum(tl.where(u == 0, 0.0, e), 1)
     ties += tl.sum(tl.where(u == 0, 1.0, 0.0), 1).to(ties.dtype)
@@ -45,13 +45,10 @@ def _add_below(
 
 @triton.jit
 def _survey(
-    logits,  # [classes]
+    model,
     classes,
     lanes,
-    scale,
-    cap,
     REAL: tl.constexpr,
-    CAP: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -63,14 +60,14 @@ def _survey(
     argmax = tl.zeros([LANES], tl.int64)
     whole = classes // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
-        x = _load(logits + start, lanes, BLOCK, scale, cap, REAL, CAP, False)
+        x = load(model, start, lanes, BLOCK, REAL, False)
         top, below, ties, energy, argmax = _add_below(x, start, lanes, top, below, ties, energy, argmax)
     if whole < classes:
-        x = _load(logits + whole, lanes, classes - whole, scale, cap, REAL, CAP, True)
+        x = load(model, whole, lanes, classes - whole, REAL, True)
         top, below, ties, energy, argmax = _add_below(x, whole, lanes, top, below, ties, energy, argmax)
     row_top = tl.max(top, 0)
     moved = top - row_top
-    factor = _rescale(top, row_top, 1.0)
+    factor = rescale(top, row_top, 1.0)
     is_top = top == row_top
     rebased = energy * factor + (below + ties) * factor * moved
     energy = tl.where(is_top, energy, tl.where(factor == 0, 0.0, rebased))
@@ -83,7 +80,7 @@ def _survey(
     if total != total:  # as torch: a NaN is the largest
         first = tl.full([LANES], NOWHERE, tl.int64)
         for start in range(0, classes, BLOCK):
-            x = _load(logits + start, lanes, classes - start, scale, cap, REAL, CAP, True)
+            x = load(model, start, lanes, classes - start, REAL, True)
             first = tl.minimum(first, tl.min(tl.where(x != x, (start + lanes).to(tl.int64), NOWHERE), 1))
         nan_at = tl.min(first, 0)
         at = tl.where(nan_at == NOWHERE, tl.where(at == NOWHERE, 0, at), nan_at)
@@ -92,22 +89,19 @@ def _survey(
 
 @triton.jit
 def _log_odds(
-    logits,  # [classes]
+    model,
     at,  # class
     top,
     below,
     ties,
     classes,
     lanes,
-    scale,
-    cap,
     REAL: tl.constexpr,
-    CAP: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """x - logsumexp of the others."""
-    x_at = _transformed(tl.load(logits + at).to(REAL), scale, cap, CAP)
+    x_at = transformed(tl.load(model[0] + at).to(REAL), model)
     margin = x_at - top
     others = below + (ties - 1.0)
     total = below + ties
@@ -117,20 +111,20 @@ def _log_odds(
         lane_top = tl.full([LANES], -INF, REAL)
         lane_sum = tl.zeros([LANES], REAL)
         for start in range(0, classes, BLOCK):
-            x = _load(logits + start, lanes, classes - start, scale, cap, REAL, CAP, True)
+            x = load(model, start, lanes, classes - start, REAL, True)
             x = tl.where(lanes == at - start, -INF, x)
             new = tl.maximum(lane_top, tl.max(x, 1))
-            lane_sum = lane_sum * _rescale(lane_top, new, 1.0) + tl.sum(tl.exp(x - _shift(new)[:, None]), 1)
+            lane_sum = lane_sum * rescale(lane_top, new, 1.0) + tl.sum(tl.exp(x - shift_of(new)[:, None]), 1)
             lane_top = new
         others_top = tl.max(lane_top, 0)
-        others_sum = tl.sum(lane_sum * _rescale(lane_top, others_top, 1.0), 0)
-        odds = x_at - (_shift(others_top) + tl.log(others_sum))
+        others_sum = tl.sum(lane_sum * rescale(lane_top, others_top, 1.0), 0)
+        odds = x_at - (shift_of(others_top) + tl.log(others_sum))
     return odds
 
 
 @triton.jit(do_not_specialize=["rows"])
 def deviation_stats_kernel(
-    student,  # [rows, classes] logits; rows as in _start_of
+    student,  # [rows, classes] logits; rows as in start_of
     teacher,  # [rows, classes], its dtype its own
     teacher_logsumexp,  # out: [rows], as all that follow; float32, or float64 for float64 logits
     student_logsumexp,
@@ -167,31 +161,25 @@ def deviation_stats_kernel(
     student_cap = tl.full((), student_cap, REAL)
     teacher_scale = tl.full((), teacher_scale, REAL)
     teacher_cap = tl.full((), teacher_cap, REAL)
-    lanes = _lanes(LANES, VECTOR)
+    lanes = lanes_of(LANES, VECTOR)
     for row in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
-        s_row = student + _start_of(row, student_group, student_group_stride, student_stride)
-        t_row = teacher + _start_of(row, teacher_group, teacher_group_stride, teacher_stride)
-        top, below, ties, energy, t_at = _survey(
-            t_row, classes, lanes, teacher_scale, teacher_cap, REAL, TEACHER_CAP, LANES, BLOCK
-        )
-        odds = _log_odds(
-            t_row, t_at, top, below, ties, classes, lanes, teacher_scale, teacher_cap, REAL, TEACHER_CAP, LANES, BLOCK
-        )
+        s_row = student + start_of(row, student_group, student_group_stride, student_stride)
+        t_row = teacher + start_of(row, teacher_group, teacher_group_stride, teacher_stride)
+        model = model_of(t_row, teacher_scale, teacher_cap, TEACHER_CAP)
+        top, below, ties, energy, t_at = _survey(model, classes, lanes, REAL, LANES, BLOCK)
+        odds = _log_odds(model, t_at, top, below, ties, classes, lanes, REAL, LANES, BLOCK)
         total = below + ties
-        tl.store(teacher_logsumexp + row, _shift(top) + tl.log(total))
+        tl.store(teacher_logsumexp + row, shift_of(top) + tl.log(total))
         tl.store(teacher_entropy + row, tl.log(total) - energy / total)
         tl.store(teacher_max_prob + row, tl.where(top == -INF, float("nan"), 1.0 / total))
         tl.store(teacher_argmax + row, t_at)
         tl.store(teacher_log_odds + row, odds)
 
-        top, below, ties, energy, s_at = _survey(
-            s_row, classes, lanes, student_scale, student_cap, REAL, STUDENT_CAP, LANES, BLOCK
-        )
-        odds = _log_odds(
-            s_row, t_at, top, below, ties, classes, lanes, student_scale, student_cap, REAL, STUDENT_CAP, LANES, BLOCK
-        )
+        model = model_of(s_row, student_scale, student_cap, STUDENT_CAP)
+        top, below, ties, energy, s_at = _survey(model, classes, lanes, REAL, LANES, BLOCK)
+        odds = _log_odds(model, t_at, top, below, ties, classes, lanes, REAL, LANES, BLOCK)
         total = below + ties
-        tl.store(student_logsumexp + row, _shift(top) + tl.log(total))
+        tl.store(student_logsumexp + row, shift_of(top) + tl.log(total))
         tl.store(student_entropy + row, tl.log(total) - energy / total)
         tl.store(student_max_prob + row, tl.where(top == -INF, float("nan"), 1.0 / total))
         tl.store(student_argmax + row, s_at)

@@ -1,19 +1,9 @@
-"""The Triton kernels in the interpreter, against the reference in float64. A program costs it 9 ms: small shapes, two
-programs a launch."""
-
-import os
-import subprocess
-import sys
-from types import ModuleType, SimpleNamespace
+"""The Triton kernels in the interpreter, against the reference in float64."""
 
 import pytest
 import torch
-
-pytest.importorskip("triton")
-INNER = os.environ.get("TRITON_INTERPRET") == "1"
-inner = pytest.mark.skipif(not INNER, reason="runs in its own process, with TRITON_INTERPRET=1")
-
-from tamis.distill import cuda, reference  # noqa: E402
+from interpreter import close, inner, logits, outer, patched_once, run_inside, small  # noqa: F401
+from tamis.distill import cuda, reference
 
 INF, NAN = float("inf"), float("nan")
 CLASSES = 77  # with 8 lanes: two blocks and a tail in float32, one and a tail in half precision
@@ -25,41 +15,9 @@ NAMES = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(INNER, reason="is the inner run")
-def test_triton_in_the_interpreter():  # its own process: the switch is read when triton is imported
-    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", __file__]
-    done = subprocess.run(run, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
-
-
-@pytest.fixture(scope="module", autouse=True)
-def patched_once():
-    """The interpreter patches triton.language anew for every helper a kernel calls: nine tenths of its time."""
-    if INNER:
-        from triton.runtime import interpreter
-
-        patch, patched = interpreter._patch_lang, set()
-
-        def once(fn):
-            modules = frozenset(id(value) for value in fn.__globals__.values() if isinstance(value, ModuleType))
-            if modules not in patched:
-                patched.add(modules)
-                kept.append(patch(fn))  # for good: this process interprets every kernel
-            return SimpleNamespace(restore=lambda: None)
-
-        kept: list[object] = []
-        interpreter._patch_lang = once
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    for name, value in {"LANES": 8, "PROGRAMS": 2, "ROWS_BLOCK": 4}.items():
-        monkeypatch.setattr(cuda, name, value)
-
-
-def logits(*shape, scale=3.0, seed=0, dtype=torch.float32):
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+@outer
+def test_triton_in_the_interpreter():
+    run_inside(__file__)
 
 
 def arguments(real, options):
@@ -98,10 +56,6 @@ def check(student, teacher, **options):
         else:
             assert torch.equal(got, want)
     return loss, gradient
-
-
-def close(got, want, rtol, atol):
-    torch.testing.assert_close(got.double(), want.double(), rtol=rtol, atol=atol, equal_nan=True)
 
 
 @inner

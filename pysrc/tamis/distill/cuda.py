@@ -3,85 +3,35 @@
 Nothing here waits for the device. Without one, everything runs on CPU tensors in Triton's interpreter.
 """
 
-import os
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..common.checks import real_dtype
+from ..kernels.distill.launch import launch
+from .cuda_rows import (
+    Counted,
+    Rows,
+    check_overwritable,
+    counted,
+    debug,
+    device_of,
+    grid,
+    known,
+    on,
+    reduced,
+    rows_of,
+    step_of,
+    wider,
+)
 from .reference import DIVERGENCES
 
-LANES, WARPS = 256, 8  # of a block of classes; both halved for float64, whose arithmetic takes twice the registers
-REGISTERS = 128  # a thread of the statistics may have: left alone, ptxas spills some to fit more programs
-ROWS_BLOCK = 1024  # rows a step where one program walks them all
-PROGRAMS = 4  # a multiprocessor: their rows stay in its share of the L2 for the gradient's second read
+ALONE, SOFT = range(len(DIVERGENCES), len(DIVERGENCES) + 2)  # the kernels': no teacher, for alpha 0; probabilities
 
-
-class _Rows(NamedTuple):
-    """A tensor and how its leading axes are walked: row r at r // group * group_stride + r % group * stride."""
-
-    tensor: Tensor
-    group: int
-    group_stride: int
-    stride: int
-
-
-def _walk(x: Tensor) -> _Rows | None:
-    """None where two strides cannot walk the rows, or the classes do not lie side by side."""
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
-        return None
-    axes: list[tuple[int, int]] = []  # (size, stride), outer first
-    for size, stride in zip(x.shape[:-1], x.stride()[:-1], strict=True):
-        if size == 1:
-            continue
-        if axes and axes[-1][1] == size * stride:
-            axes[-1] = (axes[-1][0] * size, stride)
-        else:
-            axes.append((size, stride))
-    if len(axes) > 2:
-        return None
-    *outer, (group, stride) = axes or [(1, x.shape[-1])]
-    return _Rows(x, max(group, 1), outer[0][1] if outer else 0, stride)
-
-
-def _rows(x: Tensor) -> _Rows:
-    rows = _walk(x) or _walk(x.contiguous())
-    assert rows is not None
-    return rows
-
-
-def _real(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _on(like: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """value on like's device. A number from the host travels as a launch argument: a copy would wait."""
-    if value.device == like.device or value.dim():
-        return value.detach().to(like.device, dtype, non_blocking=True).contiguous()
-    return torch.full((), value.item(), dtype=dtype, device=like.device)
-
-
-def _known(value: Tensor) -> float | None:
-    """A number that can be read without waiting for a device."""
-    return float(value) if value.device.type == "cpu" and not value.dim() else None
-
-
-def _device_of(x: Tensor) -> AbstractContextManager[Any]:
-    return torch.cuda.device_of(x) if x.is_cuda else nullcontext()
-
-
-def _grid(x: Tensor, rows: int) -> tuple[int]:
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-    return (min(rows, PROGRAMS * processors),)
-
-
-def _block(student: Tensor, teacher: Tensor) -> dict[str, int]:
-    """A lane loads 128 bits of the wider dtype at once."""
-    half = 2 if student.dtype == torch.float64 else 1
-    vector = 16 // max(student.element_size(), teacher.element_size())
-    return {"LANES": LANES // half, "VECTOR": vector, "num_warps": WARPS // half}
+STAGES = ("sum", "compare", "gradient")  # of a tile, in the kernel's order
+STATE = 11  # numbers a row that the tile kernel keeps
 
 
 def _classes(fn: str, student: Tensor, teacher: Tensor, vocab_size: int | None) -> int:
@@ -97,56 +47,115 @@ def _classes(fn: str, student: Tensor, teacher: Tensor, vocab_size: int | None) 
     return classes
 
 
-def _check_overwritable(student: _Rows, logits: Tensor, teacher: _Rows) -> None:
-    """As csrc/distill.cpp does."""
-    what = "tamis.distill_loss: overwrite_logits: expected"
-    if student.tensor is not logits:
-        raise RuntimeError(f"{what} logits that two strides walk")
-    rows, width = logits.shape[:-1].numel(), logits.shape[-1]
-    groups = -(-rows // student.group)
-
-    def apart(inner: int, count: int, outer: int) -> bool:  # `count` rows, then the next lot
-        return inner >= width and outer >= (count - 1) * inner + width
-
-    one = student.stride >= width
-    two = apart(student.stride, student.group, student.group_stride) or apart(
-        student.group_stride, groups, student.stride
-    )
-    if rows > 1 and not (one if groups < 2 else two):
-        raise RuntimeError(f"{what} rows that do not overlap")
-
-    def extent(x: _Rows) -> tuple[int, int]:
-        last = (rows - 1) // x.group * x.group_stride + (min(rows, x.group) - 1) * x.stride + x.tensor.shape[-1]
-        return x.tensor.data_ptr(), x.tensor.data_ptr() + last * x.tensor.element_size()
-
-    mine, other = extent(student), extent(teacher)
-    if rows and mine[0] < other[1] and other[0] < mine[1]:
-        raise RuntimeError(f"{what} teacher_logits in memory apart from student_logits")
-
-
-def _divisor(student: Tensor, rows: int, target: Tensor | None, weight: Tensor | None, items: Tensor | None,
-             ignore_index: int, reduction: str) -> Tensor:  # fmt: skip
-    """[2] float64 on the device: what the loss is divided by, and its inverse."""
-    from ..kernels.distill.triton_reduce import divisor_kernel
-
-    if reduction != "mean":
-        return student.new_ones(2, dtype=torch.float64)
-    out = student.new_empty(2, dtype=torch.float64)
-    with _device_of(student):
-        divisor_kernel[(1,)](
-            target, weight, items, out, rows, ignore_index, BLOCK=ROWS_BLOCK,
-            HAS_TARGET=target is not None, HAS_WEIGHT=weight is not None, HAS_ITEMS=items is not None,
-        )  # fmt: skip
-    return out
-
-
-def _divergence(name: str, beta: float) -> int:
-    """Its number in the kernels. jsd with beta 0 is forward_kl and with 1 reverse_kl: by convention."""
+def divergence_of(fn: str, name: str, beta: float, alpha: Tensor) -> int:
+    """Its number in the kernels: ALONE where alpha is known to be 0. jsd with beta 0 is forward_kl, with 1 reverse_kl:
+    by convention."""
     if name not in DIVERGENCES:
-        raise RuntimeError(f"tamis.distill_loss: divergence: expected {' or '.join(DIVERGENCES)}, got {name}")
+        raise RuntimeError(f"tamis.{fn}: divergence: expected {' or '.join(DIVERGENCES)}, got {name}")
+    if known(alpha) == 0:
+        return ALONE
     if name == "jsd" and not 0 < beta < 1:
         return 0 if beta == 0 else 1
     return DIVERGENCES.index(name)
+
+
+def asks_hard(target: Tensor | None, temperature: Tensor | None, alpha: Tensor | None, divergence: int) -> bool:
+    """Whether some row may need the student's softmax at temperature 1 and what it has does not serve."""
+    if target is None or divergence == ALONE or known(alpha) == 1:
+        return False
+    return known(temperature) != 1 or divergence != 0
+
+
+def row_losses(
+    student: Rows,
+    teacher: Rows | None,
+    counts: Counted,
+    temperature: Tensor | None,
+    alpha: Tensor | None,
+    divergence: int,
+    beta: float,
+    label_smoothing: float,
+    ignore_index: int,
+    classes: int,
+    student_softcap: float | None,
+    teacher_softcap: float | None,
+    student_logit_scale: float,
+    teacher_logit_scale: float,
+    *,
+    gradient: Rows | None,
+    gradient_scale: Tensor | None,
+) -> Tensor:
+    """Each row's weighted loss; the gradient times gradient_scale, a float64 number on the device, into `gradient`."""
+    from ..kernels.distill.triton_kernels import distill_loss_kernel
+
+    x, target = student.tensor, counts.target
+    real = real_dtype(x)
+    hard = asks_hard(target, temperature, alpha, divergence)
+    tau = None if temperature is None else on(x, temperature, real)
+    mix = None if alpha is None else on(x, alpha, real)
+    loss = x.new_empty(x.shape[:-1], dtype=real)
+    if not loss.numel():
+        return loss
+    beside, written = teacher or student, gradient or student
+    with device_of(x):
+        distill_loss_kernel[grid(x, loss.numel())](
+            x, beside.tensor, tau, mix, target, counts.row_weight, gradient_scale, loss,
+            None if gradient is None else gradient.tensor, loss.numel(), classes, x.shape[-1],
+            *student[1:], *beside[1:], *written[1:], step_of(tau), step_of(mix), ignore_index, label_smoothing, beta,
+            student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0,
+            **launch(wider(x, beside.tensor), divergence), HAS_TARGET=target is not None,
+            HAS_WEIGHT=counts.row_weight is not None, GRADIENT=gradient is not None, HARD=hard,
+            SMOOTH=target is not None and label_smoothing > 0, STUDENT_CAP=bool(student_softcap),
+            TEACHER_CAP=bool(teacher_softcap), DIVERGENCE=divergence,
+            enable_fp_fusion=True, debug=debug(),
+        )  # fmt: skip
+    return loss
+
+
+def distill_tile_(student_logits: Tensor, teacher_logits: Tensor | None, *args: Any) -> Tensor:
+    """The raw op's arguments: each row's weighted loss, right once every class is in state."""
+    (target, temperature, alpha, divergence, beta, label_smoothing, ignore_index, row_weight, vocab_size,
+     student_softcap, teacher_softcap, student_scale, teacher_scale, state, first, classes, stage, grad,
+     gradient_scale) = args  # fmt: skip
+    from ..kernels.distill.triton_tile import distill_tile_kernel
+
+    fn = "_distill_tile_"
+    kind = divergence_of(fn, divergence, beta, alpha) if teacher_logits is not None else ALONE
+    if teacher_logits is None and known(alpha):
+        raise RuntimeError(f"tamis.{fn}: teacher_logits: expected a tensor where alpha is not 0")
+    beside = student_logits if teacher_logits is None else teacher_logits
+    tile = _classes(fn, student_logits, beside, vocab_size)
+    if not 0 <= first <= classes - tile:
+        raise RuntimeError(f"tamis.{fn}: first: expected 0 to {classes - tile}, got {first}")
+    if stage not in STAGES:
+        raise RuntimeError(f"tamis.{fn}: stage: expected {' or '.join(STAGES)}, got {stage}")
+    student, teacher = rows_of(student_logits), rows_of(student_logits if kind == ALONE else beside)
+    x, real = student.tensor, real_dtype(student_logits)
+    loss = x.new_empty(x.shape[:-1], dtype=real)
+    if state.shape != (loss.numel(), STATE) or state.dtype != real or not state.is_contiguous():
+        expected = f"contiguous {real} of [{loss.numel()}, {STATE}]"
+        raise RuntimeError(f"tamis.{fn}: state: expected {expected}, got {state.dtype} of {list(state.shape)}")
+    if stage == "gradient":
+        if grad is None or gradient_scale is None:
+            raise RuntimeError(f"tamis.{fn}: grad, gradient_scale: expected tensors for the stage gradient")
+        check_overwritable(student, student_logits, None if kind == ALONE else teacher, fn)
+        grad, gradient_scale = on(x, grad, real), on(x, gradient_scale, torch.float64)
+    if not loss.numel():
+        return loss
+    counts, hard = counted(x, target, row_weight), asks_hard(target, temperature, alpha, kind)
+    tau, mix = on(x, temperature, real), on(x, alpha, real)
+    with device_of(x):
+        distill_tile_kernel[grid(x, loss.numel())](
+            x, teacher.tensor, tau, mix, counts.target, counts.row_weight, gradient_scale, loss, state, grad,
+            loss.numel(), tile, first, classes, *student[1:], *teacher[1:], step_of(tau), step_of(mix), step_of(grad),
+            ignore_index, label_smoothing, beta,
+            student_scale, student_softcap or 0.0, teacher_scale, teacher_softcap or 0.0,
+            **launch(wider(x, teacher.tensor), kind), HAS_TARGET=target is not None,
+            HAS_WEIGHT=row_weight is not None, HARD=hard, SMOOTH=target is not None and label_smoothing > 0,
+            STUDENT_CAP=bool(student_softcap), TEACHER_CAP=bool(teacher_softcap), DIVERGENCE=kind,
+            STAGE=STAGES.index(stage), enable_fp_fusion=True, debug=debug(),
+        )  # fmt: skip
+    return loss
 
 
 def _forward(
@@ -163,70 +172,27 @@ def _forward(
     row_weight: Tensor | None,
     num_items_in_batch: Tensor | None,
     vocab_size: int | None,
-    student_softcap: float | None,
-    teacher_softcap: float | None,
-    student_logit_scale: float,
-    teacher_logit_scale: float,
-    *,
+    *transforms: Any,
     return_stats: bool,
     gradient: Tensor | None,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """The loss, the gradient's factor, the statistics; writes gradient, as large as student_logits, where given one."""
-    from ..kernels.distill.triton_kernels import distill_loss_kernel
-    from ..kernels.distill.triton_reduce import row_sum_kernel
-
-    kind = _divergence(divergence, beta)
-    if reduction not in ("mean", "sum", "none"):
-        raise RuntimeError(f"tamis.distill_loss: reduction: expected mean, sum or none, got {reduction}")
+    kind = divergence_of("distill_loss", divergence, beta, alpha)
     classes = _classes("distill_loss", student_logits, teacher_logits, vocab_size)
-    statistics = (
-        deviation_stats(student_logits, teacher_logits, classes, student_softcap, teacher_softcap,
-                        student_logit_scale, teacher_logit_scale)
-        if return_stats
-        else []
-    )  # fmt: skip
-    student, teacher = _rows(student_logits), _rows(teacher_logits)
-    written = student if gradient is None or gradient is student_logits else _rows(gradient)
+    student, teacher = rows_of(student_logits), None if kind == ALONE else rows_of(teacher_logits)
     if gradient is student_logits:
-        _check_overwritable(student, student_logits, teacher)
-    x, real = student.tensor, _real(student_logits)
-    rows = student_logits.shape[:-1].numel()
-    hard = target is not None and _known(alpha) != 1 and (_known(temperature) != 1 or kind != 0)
+        check_overwritable(student, student_logits, teacher)
+    written = student if gradient is student_logits else None if gradient is None else rows_of(gradient)
+    statistics = deviation_stats(student_logits, teacher_logits, classes, *transforms) if return_stats else []
+    counts = counted(student.tensor, target, row_weight, num_items_in_batch)
 
-    tau, mix = _on(x, temperature, real), _on(x, alpha, real)
-    labels = None if target is None else _on(x, target, torch.int64)
-    weight = None if row_weight is None else _on(x, row_weight, real)
-    items = None if num_items_in_batch is None else _on(x, num_items_in_batch, torch.float64)
-    divisor = _divisor(x, rows, labels, weight, items, ignore_index, reduction)
-    # A half-precision gradient divided by the number of rows would underflow before a gradient scaler multiplies it,
-    # and weights far from 1 would do as much: there only weights relative to their mean go into it.
-    fold = x.dtype != torch.float16
-    level = x.new_ones((), dtype=torch.float64)
-    if weight is not None and not fold:
-        kept = weight != 0 if labels is None else (weight != 0) & (labels != ignore_index)
-        mean = torch.where(kept, weight, 0).double().sum() / kept.sum()
-        level = torch.where((mean > 0) & (mean < float("inf")), mean, level)
-    folded = divisor[1] if fold else 1 / level
-    loss = x.new_empty(student_logits.shape[:-1], dtype=real)
-    factor = x.new_ones((), dtype=real) if fold else (level * divisor[1]).to(real)
-    with _device_of(x):
-        if rows:
-            distill_loss_kernel[_grid(x, rows)](
-                x, teacher.tensor, tau, mix, labels, weight, folded, loss,
-                None if gradient is None else written.tensor, rows, classes, x.shape[-1],
-                *student[1:], *teacher[1:], *written[1:], int(tau.dim() > 0), int(mix.dim() > 0), ignore_index,
-                label_smoothing, beta,
-                student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0,
-                **_block(student_logits, teacher_logits), HAS_TARGET=labels is not None, HAS_WEIGHT=weight is not None,
-                GRADIENT=gradient is not None, HARD=hard, SMOOTH=labels is not None and label_smoothing > 0,
-                STUDENT_CAP=bool(student_softcap), TEACHER_CAP=bool(teacher_softcap), DIVERGENCE=kind,
-                enable_fp_fusion=True, debug=os.environ.get("TAMIS_DEBUG") == "1",  # compiles its assertion
-            )  # fmt: skip
-        if reduction == "none":
-            return loss, factor, statistics
-        total = x.new_empty((), dtype=real)
-        row_sum_kernel[(1,)](loss, divisor, total, rows, BLOCK=ROWS_BLOCK)
-    return total, factor, statistics
+    def run(gradient_scale: Tensor) -> Tensor:
+        return row_losses(
+            student, teacher, counts, temperature, alpha, kind, beta, label_smoothing, ignore_index, classes,
+            *transforms, gradient=written, gradient_scale=gradient_scale,
+        )  # fmt: skip
+
+    return *reduced("distill_loss", student.tensor, counts, ignore_index, reduction, run), statistics
 
 
 def distill_loss(student_logits: Tensor, *args: Any) -> list[Tensor]:
@@ -251,6 +217,31 @@ def distill_loss_forward_(student_logits: Tensor, *args: Any) -> list[Tensor]:
     return [loss, factor, *statistics]
 
 
+def distill_rows_(student_logits: Tensor, teacher_logits: Tensor | None, *args: Any) -> list[Tensor]:
+    """[the weighted loss of each row, *statistics]; with a gradient_scale the gradient times it goes over
+    student_logits. No teacher: no alpha above 0, and a row that has one is NaN."""
+    (target, temperature, alpha, divergence, beta, label_smoothing, ignore_index, row_weight, vocab_size,
+     *transforms, gradient_scale, return_stats) = args  # fmt: skip
+    kind = divergence_of("distill_loss", divergence, beta, alpha)
+    beside = student_logits if teacher_logits is None else teacher_logits
+    classes = _classes("distill_loss", student_logits, beside, vocab_size)
+    if teacher_logits is None:
+        if known(alpha) and student_logits.shape[:-1].numel():
+            raise RuntimeError("tamis.distill_loss: teacher_logits: expected a tensor where alpha is not 0")
+        kind = ALONE
+    student, teacher = rows_of(student_logits), None if kind == ALONE else rows_of(beside)
+    if gradient_scale is not None:
+        check_overwritable(student, student_logits, teacher)
+        gradient_scale = on(student.tensor, gradient_scale, torch.float64)
+    statistics = deviation_stats(student_logits, beside, classes, *transforms) if return_stats else []
+    loss = row_losses(
+        student, teacher, counted(student.tensor, target, row_weight), temperature, alpha, kind, beta, label_smoothing,
+        ignore_index, classes, *transforms, gradient=None if gradient_scale is None else student,
+        gradient_scale=gradient_scale,
+    )  # fmt: skip
+    return [loss, *statistics]
+
+
 def deviation_stats(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -264,17 +255,17 @@ def deviation_stats(
     from ..kernels.distill.triton_stats import deviation_stats_kernel
 
     classes = _classes("deviation_stats", student_logits, teacher_logits, vocab_size)
-    student, teacher = _rows(student_logits), _rows(teacher_logits)
+    student, teacher = rows_of(student_logits), rows_of(teacher_logits)
     shape, rows = student_logits.shape[:-1], student_logits.shape[:-1].numel()
-    dtypes = [_real(student_logits)] * 6 + [torch.int64] * 2 + [_real(student_logits)] * 2 + [torch.bool]
+    dtypes = [real_dtype(student_logits)] * 6 + [torch.int64] * 2 + [real_dtype(student_logits)] * 2 + [torch.bool]
     out = [student_logits.new_empty(shape, dtype=dtype) for dtype in dtypes]
     if rows:
-        with _device_of(student_logits):
-            deviation_stats_kernel[_grid(student_logits, rows)](
+        with device_of(student_logits):
+            deviation_stats_kernel[grid(student_logits, rows)](
                 student.tensor, teacher.tensor, *out, rows, classes, *student[1:], *teacher[1:],
                 student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0,
-                **_block(student_logits, teacher_logits), STUDENT_CAP=bool(student_softcap),
-                TEACHER_CAP=bool(teacher_softcap), enable_fp_fusion=True, maxnreg=REGISTERS,
+                **launch(wider(student_logits, teacher_logits)), STUDENT_CAP=bool(student_softcap),
+                TEACHER_CAP=bool(teacher_softcap), enable_fp_fusion=True,
             )  # fmt: skip
     return out
 
@@ -292,7 +283,7 @@ def scale_rows_(gradient: Tensor, grad: Tensor, factor: Tensor) -> None:
 
 
 def _scale_into(gradient: Tensor, grad: Tensor, factor: Tensor, out: Tensor) -> None:
-    times = _on(gradient, grad, _real(gradient)), _on(gradient, factor, _real(gradient))
+    times = on(gradient, grad, real_dtype(gradient)), on(gradient, factor, real_dtype(gradient))
     if gradient.is_cuda and gradient.is_contiguous() and _has_kernel():
         torch.ops.tamis._scale_rows_cuda.default(gradient, *times, out)
         return

@@ -216,8 +216,8 @@ register(
     cuda=cuda.distill_loss_forward_,
     reference=reference.distill_loss_forward_,
 )
-register("_distill_rows_", fake=_fake_rows, cuda=reference.distill_rows_, reference=reference.distill_rows_)
-register("_distill_tile_", fake=lambda *arguments: _fake_rows(arguments[0], False)[0])
+register("_distill_rows_", fake=_fake_rows, cuda=cuda.distill_rows_, reference=reference.distill_rows_)
+register("_distill_tile_", fake=lambda *arguments: _fake_rows(arguments[0], False)[0], cuda=cuda.distill_tile_)
 register(
     "_scale_rows",
     fake=lambda gradient, grad, factor: gradient.new_empty(gradient.shape),

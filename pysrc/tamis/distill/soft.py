@@ -9,6 +9,7 @@ from torch import Tensor
 from ..common.backend import choose
 from ..common.checks import check_choice, check_like, check_logits, fail, reads_values
 from ..common.registry import register
+from . import cuda_topk
 from . import reference_topk as reference
 from .autograd import autograd, fake_loss, run
 from .checks import REDUCTIONS, check_beside, check_entries, check_indices, check_weight
@@ -64,7 +65,7 @@ def soft_cross_entropy(
     _check_values(fn, probs.detach(), indices, row_weight, logits.shape[-1])
     choice = choose(fn, impl, logits)
     arguments = (logits, probs, indices, reduction, row_weight)
-    forward, whole = reference.soft_cross_entropy_forward, reference.soft_cross_entropy
+    forward, whole = cuda_topk.soft_cross_entropy_forward, reference.soft_cross_entropy
     return _alone(run(fn, choice, False, arguments, reference=whole, interpreted=forward))
 
 
@@ -110,13 +111,13 @@ def _autograd(*arguments: Any) -> Tensor:
 register(
     "soft_cross_entropy",
     fake=lambda *arguments: _fake(0, *arguments)[0],
-    cuda=reference.soft_cross_entropy,
+    cuda=cuda_topk.soft_cross_entropy,
     reference=reference.soft_cross_entropy,
     autograd=_autograd,
 )
 register(
     "_soft_cross_entropy_forward",
     fake=partial(_fake, 2),
-    cuda=reference.soft_cross_entropy_forward,
+    cuda=cuda_topk.soft_cross_entropy_forward,
     reference=reference.soft_cross_entropy_forward,
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..common.backend import choose
 from ..common.checks import check_choice, check_like, check_logits, check_real, fail, reads_values
 from ..common.registry import register
-from . import reference
+from . import cuda_topk, reference
 from . import reference_topk as topk_reference
 from .autograd import apart_from_logits, autograd, check_overwritten, fake_loss, run
 from .checks import Transforms, check_entries, check_indices, check_options, check_rows, check_transforms
@@ -119,7 +119,7 @@ def topk_distill_loss(
         student_logits, values, indices, logsumexp, target, tail, tau, mix, divergence, beta, label_smoothing,
         ignore_index, reduction, row_weight, items, *transforms, False,
     )  # fmt: skip
-    forward, whole = topk_reference.topk_distill_loss_forward, topk_reference.topk_distill_loss
+    forward, whole = cuda_topk.topk_distill_loss_forward, topk_reference.topk_distill_loss
     loss: Tensor = run(fn, choice, overwriting, arguments, reference=whole, interpreted=forward)[0]
     return loss
 
@@ -187,19 +187,19 @@ def _fake(
 register(
     "topk_distill_loss",
     fake=partial(_fake, 0),
-    cuda=topk_reference.topk_distill_loss,
+    cuda=cuda_topk.topk_distill_loss,
     reference=topk_reference.topk_distill_loss,
     autograd=autograd("topk_distill_loss"),
 )
 register(
     "_topk_distill_loss_forward",
     fake=partial(_fake, 2),
-    cuda=topk_reference.topk_distill_loss_forward,
+    cuda=cuda_topk.topk_distill_loss_forward,
     reference=topk_reference.topk_distill_loss_forward,
 )
 register(
     "_topk_distill_loss_forward_",
     fake=partial(_fake, 1),
-    cuda=topk_reference.topk_distill_loss_forward_,
+    cuda=cuda_topk.topk_distill_loss_forward_,
     reference=topk_reference.topk_distill_loss_forward_,
 )

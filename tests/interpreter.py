@@ -1,0 +1,60 @@
+"""Triton kernels on CPU tensors: in Triton's interpreter, in a process of its own, since the switch is read when triton
+is imported. A program costs it 9 ms: small shapes, two programs a launch."""
+
+import os
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from tamis.distill import cuda_rows
+from tamis.kernels.distill import launch
+
+INNER = os.environ.get("TRITON_INTERPRET") == "1"
+inner = pytest.mark.skipif(not INNER, reason="runs in its own process, with TRITON_INTERPRET=1")
+outer = pytest.mark.skipif(INNER, reason="is the inner run")
+
+
+def run_inside(file):
+    """Every inner test of a file."""
+    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", file]
+    done = subprocess.run(run, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patched_once():
+    """The interpreter patches triton.language anew for every helper a kernel calls: nine tenths of its time."""
+    if INNER:
+        from triton.runtime import interpreter
+
+        patch, patched = interpreter._patch_lang, set()
+
+        def once(fn):
+            modules = frozenset(id(value) for value in fn.__globals__.values() if isinstance(value, ModuleType))
+            if modules not in patched:
+                patched.add(modules)
+                kept.append(patch(fn))  # for good: this process interprets every kernel
+            return SimpleNamespace(restore=lambda: None)
+
+        kept: list[object] = []
+        interpreter._patch_lang = once
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(launch, "LANES", 8)
+    for name, value in {"PROGRAMS": 2, "ROWS_BLOCK": 4}.items():
+        monkeypatch.setattr(cuda_rows, name, value)
+
+
+def logits(*shape, scale=3.0, seed=0, dtype=torch.float32):
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def close(got, want, rtol, atol):
+    torch.testing.assert_close(got.double(), want.double(), rtol=rtol, atol=atol, equal_nan=True)
