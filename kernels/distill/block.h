@@ -16,7 +16,7 @@ int64_t bad_index(const int64_t* indices, int64_t entries, int64_t classes, int6
 
 namespace {
 
-constexpr int64_t kBlock = 512;  // elements
+constexpr int64_t kBlock = 1024;  // elements
 constexpr int64_t kAhead =
     2048;  // bytes from what is exponentiated to what is prefetched; past a row's end lies the next
 

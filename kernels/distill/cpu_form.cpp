@@ -3,7 +3,7 @@
 //   reverse_kl      KL(p || q)                          a = exp(s), b = a * (s - t)
 //   jsd             beta KL(q || m) + (1 - beta) KL(p || m), m = beta q + (1 - beta) p
 //   total_variation 1/2 sum |p - q|                     both: a = exp(s), b = exp(t), then b = p * the gradient's part
-//   logit_mse       mean (s - t)^2                      a = s - t, b = 0
+//   logit_mse       mean (s - t)^2                      a = s - t; b = 0 where a target counts
 //   alone           no teacher: cross-entropy           a = exp(s)
 //   soft target     the teacher's logits are q itself   a = exp(s), b = q
 // p and q are the softmaxes of s / tau and t / tau. Every one is read in a single pass; jsd and total variation, which
@@ -37,7 +37,7 @@ Sums<R> read(const Read<R>& block) {
       a = exponential<care.value>(us, x.inverse_tau);
       sum_s += a;
     } else if constexpr (kKind == kSquare) {
-      a = care.value ? (s == t ? V{} : s - t) : s - t, b = V{};  // -inf in both is no difference
+      a = care.value ? (s == t ? V{} : s - t) : s - t;  // -inf in both is no difference
       sum_d += a * a;
     } else if constexpr (kKind == kGiven) {
       a = exponential<care.value>(us, x.inverse_tau), b = t;
@@ -52,7 +52,8 @@ Sums<R> read(const Read<R>& block) {
       if (kKind == kReverse) b = counted;
     }
     if constexpr (kKeep) store(x.a + i, a);
-    if constexpr (kKeep && kKind != kOne) store(x.b + i, b);
+    if constexpr (kKeep && kKind == kSquare && kHard) store(x.b + i, V{});
+    if constexpr (kKeep && kKind != kOne && kKind != kSquare) store(x.b + i, b);
     if constexpr (kHard) {
       const V h = exponential<care.value>(us, R(1));
       sum_h += h;

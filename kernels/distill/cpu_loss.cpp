@@ -8,6 +8,9 @@
 // the gradient only rescales it by block; the next block is prefetched while this one is exponentiated; a block of the
 // last row's gradient is written just before its slot in the scratch is filled again, so that reads, arithmetic and
 // writes overlap; a large gradient goes past the caches. What a divergence does with a row is in cpu_form.cpp.
+// Beside the floor stands the scratch, 16 bytes a class through L2 (a and b, out and in): on a Zen 4 forward_kl takes
+// 0.66 ns a class, of which 0.39 without a gradient and 0.31 with all of it in L1, where moving 12 bytes takes 0.36.
+// logit_mse needs neither sums nor scratch: 0.39.
 #include "walk.h"
 
 namespace tamis::TAMIS_ISA {
@@ -17,14 +20,15 @@ template <class S>
 class Pairs : Walk<S> {
   using R = Real<S>;
   using W = Walk<S>;
-  using W::a_, W::b_, W::form_, W::op_, W::pending_;
+  using W::a_, W::b_, W::f_s_, W::form_, W::op_, W::pending_;
 
  public:
   Pairs(const DistillLoss& op, const Source<R>& teacher, void* scratch)
       : W(op, form(R(), op.divergence, op.hard, op.gradient.data), terms_of(op), scratch), teacher_(teacher) {}
 
   void rows(int64_t begin, int64_t end) {
-    W::rows(begin, end, [this](int64_t r, const Row<R>& row) { read(r, row); });
+    const bool squares = op_.divergence == kLogitMse && !op_.hard;
+    W::rows(begin, end, [&](int64_t r, const Row<R>& row) { squares ? read_squares(r, row) : read(r, row); });
   }
 
  private:
@@ -39,6 +43,42 @@ class Pairs : Walk<S> {
     const Outcome<R> x = outcome(op_, row, form_, o, compared, at_target, mean, R(op_.gradient_scale));
     static_cast<R*>(op_.loss)[r] = x.loss;
     if (op_.gradient.data) pending_ = {r, 0, x.slope, 0, nullptr, nullptr};
+  }
+
+  // Of logit_mse, whose gradient asks for no sum: both in one go.
+  void read_squares(int64_t r, const Row<R>& row) {
+    using V = Vector<R>;
+    constexpr int64_t lanes = kLanes<V>;
+    const auto outcome_of = [&](R squares) {
+      return outcome(op_, row, form_, {{}, {0, 0, squares, 0}}, {}, R(0), R(0), R(op_.gradient_scale));
+    };
+    const Beside<R> beside_s = beside<S>(op_, r, row, teacher_);
+    const R factor = outcome_of(0).slope.factors.student;
+    S* const gradient = op_.gradient.data ? W::gradient(r) : nullptr;
+    V total{};
+    for (int64_t c = 0, n; c < op_.classes; c += n) {
+      n = block_size(op_.classes, c);
+      const int64_t past = (uintptr_t)(gradient + c) / sizeof(S) % lanes;
+      if (past && n > lanes - past) n = lanes - past;  // a first block of less than a vector aligns the others
+      const Read<R> x = block_of(W::student(r), f_s_, beside_s, c, n, R(1), W::buffers_);
+      const auto slope_at = [&](V s, V t) __attribute__((always_inline)) {
+        const V d = s == t ? V{} : s - t;  // -inf in both is no difference
+        total += d * d;
+        return f_s_.identity() ? d * factor : d * factor * f_s_.slope(s);
+      };
+      int64_t i = 0;
+      for (; i + lanes <= n; i += lanes) {
+        __builtin_prefetch(x.next_s + i * x.size_s);
+        __builtin_prefetch(x.next_t + i * x.size_t_);
+        const V g = slope_at(load(x.s + i), load(x.t + i));
+        if (!gradient) continue;
+        op_.stream_gradient ? stream(gradient + c + i, g) : store(gradient + c + i, g);
+      }
+      if (i == n) continue;
+      const V g = slope_at(load_tail(x.s + i, n - i), load_tail(x.t + i, n - i));
+      if (gradient) store_tail(gradient + c + i, n - i, g);
+    }
+    static_cast<R*>(op_.loss)[r] = outcome_of(reduce_add(total)).loss;
   }
 
   const Source<R>& teacher_;

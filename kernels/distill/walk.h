@@ -195,7 +195,8 @@ Outcome<R> outcome(const DistillLoss& op, const Row<R>& row, const Form<R>& form
 }
 
 inline Terms terms_of(const DistillLoss& op) {
-  return op.divergence == kAlone ? kStudent : op.hard ? kPairAndHard : kPair;
+  if (op.divergence == kAlone || (op.divergence == kLogitMse && !op.hard)) return kStudent;
+  return op.hard ? kPairAndHard : kPair;
 }
 
 // n classes' gradient, from class `first` on, through the transform; a is used up, s may be gradient.

@@ -30,8 +30,8 @@ def test_matches_float64(isa, logits):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_log_odds_are_exact_at_any_margin(isa, dtype, margin):
     """From 1 - p they would be inf from a margin of 17 on in float32."""
-    logits = torch.randn(4, 900).mul(0.1)
-    logits[torch.arange(4), torch.tensor([0, 511, 512, 899])] = margin
+    logits = torch.randn(4, 1800).mul(0.1)
+    logits[torch.arange(4), torch.tensor([0, 1023, 1024, 1799])] = margin
     logits = logits.to(dtype)
     stats = deviation_stats(logits, logits)
     truth = deviation_stats(logits.double(), logits.double(), impl="reference")

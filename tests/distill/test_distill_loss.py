@@ -397,9 +397,9 @@ def test_reference_serves_other_devices():
 class TestMasked:
     @pytest.mark.parametrize("low", [0.0, -200.0])
     def test_first_classes(self, isa, low):
-        s, t = (torch.randn(2, 1200, generator=torch.Generator().manual_seed(i)) + low for i in range(2))
-        s[:, :512], t[:, :512] = -INF, -INF
-        target, options = torch.tensor([600, 1199]), {"alpha": 0.5, "temperature": 0.5}
+        s, t = (torch.randn(2, 2400, generator=torch.Generator().manual_seed(i)) + low for i in range(2))
+        s[:, :1024], t[:, :1024] = -INF, -INF
+        target, options = torch.tensor([1200, 2399]), {"alpha": 0.5, "temperature": 0.5}
         got, gradient = loss_and_gradient(s, t, target, **options)
         want, want_gradient = loss_and_gradient(s.double(), t.double(), target, impl="reference", **options)
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)

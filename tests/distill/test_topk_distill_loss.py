@@ -397,11 +397,11 @@ def test_logits_that_grow(isa, chosen):
 @pytest.mark.parametrize("entries", [3, 60])
 def test_blocks_relative_to_different_maxima(isa, entries):
     """Each is above the last by so much that it is read relative to its own; few hold a member."""
-    student, teacher = (x.detach() for x in pair(4, 2100, scale=0.5))
-    student += 8.0 * (torch.arange(2100) // 512)
-    teacher += 2.0 * (torch.arange(2100) // 512)
-    indices = torch.arange(2099, 2099 - entries, -1).expand(4, entries)
-    target = torch.tensor([0, 600, 2099, 1500])
+    student, teacher = (x.detach() for x in pair(4, 4200, scale=0.5))
+    student += 8.0 * (torch.arange(4200) // 1024)
+    teacher += 2.0 * (torch.arange(4200) // 1024)
+    indices = torch.arange(4199, 4199 - entries, -1).expand(4, entries)
+    target = torch.tensor([0, 1200, 4199, 3000])
     for temperature, alpha in ((1.0, 1.0), (1.0, 0.5), (0.8, 0.5)):
         logsumexp = (teacher.double() / temperature).logsumexp(-1).float()
         given_teacher = teacher.gather(-1, indices), indices, logsumexp
