@@ -25,8 +25,9 @@ class Limits(NamedTuple):
     warm: float = 0.05  # seconds of runs, at least one, before those that count
 
 
-FULL = Limits(12.0, 9, 2000)
+FULL = Limits(12.0, 5, 2000)
 QUICK = Limits(1.0, 3, 400)
+LONG = 1.0  # seconds; a run of so many, after the first round's, needs no other before it
 MOST_A_ROUND = 5  # runs of a fast route that count: a hiccup of the machine in one of them is lost in the median
 
 
@@ -91,9 +92,12 @@ def alternate(actions: Mapping[str, Callable[[], float]], limits: Limits) -> dic
                 start = time.perf_counter()
                 runs = 0
                 while not runs or time.perf_counter() - start < limits.warm:
-                    action()
+                    last = action()
                     runs += 1
-                samples[name].append(statistics.median(action() for _ in range(min(runs, MOST_A_ROUND))))
+                slow = done and time.perf_counter() - start > LONG
+                samples[name].append(
+                    last if slow else statistics.median(action() for _ in range(min(runs, MOST_A_ROUND)))
+                )
     finally:
         if collecting:
             gc.enable()
@@ -125,8 +129,8 @@ def measure(case: Case, limits: Limits, probes: Probes | None = None) -> list[di
         row = rows[name] = {**place, "provider": name}
         try:
             routes[name] = route = provider(inputs)
-            names = ("loss_error", "gradient_error")
-            row.update(zip(names, relative_errors(route.run(route.prepare()), truth), strict=False))
+            loss, *gradients = relative_errors(route.run(route.prepare()), truth)
+            row |= {"loss_error": loss} | ({"gradient_error": max(gradients)} if gradients else {})
             route.run(route.prepare())  # warm
             prepared = route.prepare()
             row["peak_bytes"] = peak = peak_bytes(partial(route.run, prepared))

@@ -1,9 +1,9 @@
-"""benchmarks/README.md from the JSON files beside it: `python -m tamis.bench.report [results] [README.md]`."""
+"""benchmarks/README.md and its plots from the JSON files beside it."""
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from .plots import kinds, plot
 from .run import Result, Row, load
 from .table import COLUMNS, LEGEND, machine, title
 
@@ -23,6 +23,7 @@ def render(results: Iterable[tuple[str, Result]]) -> str:
     for name, result in results:
         parts += [f"## {name}\n", machine(result["header"]) + "\n"]
         parts += [_summary(result["rows"])]
+        parts += [f"![{shown}](plots/{name}-{kind}.png)\n" for kind, shown in kinds(result).items()]
         tables: dict[str, list[Row]] = {}
         for row in result["rows"]:
             tables.setdefault(title(row), []).append(row)
@@ -59,12 +60,8 @@ def _summary(rows: list[Row]) -> str:
 
 
 def report(results: Path, out: Path) -> None:
-    out.write_text(render((path.stem, load(path)) for path in sorted(results.glob("*.json"))))
-
-
-if __name__ == "__main__":
-    import tamis.benchmarks
-
-    home = Path(next(iter(tamis.benchmarks.__path__)))
-    arguments = [Path(a) for a in sys.argv[1:]]
-    report(arguments[0] if arguments else home / "results", arguments[1] if len(arguments) > 1 else home / "README.md")
+    """The page, and plots/ beside it."""
+    loaded = [(path.stem, load(path)) for path in sorted(results.glob("*.json"))]
+    for name, result in loaded:
+        plot(name, result, out.parent / "plots")
+    out.write_text(render(loaded))

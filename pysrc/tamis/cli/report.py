@@ -17,7 +17,7 @@ def report(
         typer.Option("--results", exists=True, file_okay=False, help="Folder; by default the committed ones."),
     ] = None,
 ) -> None:
-    """Make the benchmark page from JSON results."""
+    """Make the benchmark page and its plots from JSON results."""
     import tamis.benchmarks
 
     from ..bench.report import report as write
@@ -25,5 +25,7 @@ def report(
     home = Path(next(iter(tamis.benchmarks.__path__)))
     try:
         write(results or home / "results", out or home / "README.md")
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(str(error)) from None
     except ValueError as error:
         raise typer.BadParameter(f"--results: {error}") from None

@@ -1,0 +1,127 @@
+"""Plots of a result, beside its page. Needs matplotlib: pip install 'tamis[bench]'."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .run import Result, Row
+
+ALLOCATOR = "kept"  # of what is drawn, where it was measured
+OURS = "tamis"
+
+
+def drawn(rows: list[Row]) -> list[Row]:
+    """On one thread where that was measured, in one allocator mode, without failures."""
+    kept = [row for row in rows if row["allocator"] == ALLOCATOR] or rows
+    threads = min((row["threads"] for row in kept), default=1)
+    return [row for row in kept if row["threads"] == threads and "median_s" in row]
+
+
+def _speed(rows: list[Row]) -> list[Row]:
+    single = {"growth", "dispatch"}
+    return [row for row in rows if row["mode"] not in single and not row["provider"].startswith(OURS)]
+
+
+def _memory(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.get("beyond_bytes") is not None]
+
+
+def _growth(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["mode"] == "growth"]
+
+
+def _name(row: Row) -> str:
+    mode = "" if row["mode"] == "forward+backward" else f", {row['mode']}"
+    return f"{row['op']}{mode}\n{' x '.join(str(n) for n in row['shape'].values())} {row['dtype']}"
+
+
+def _bars(axes: Any, rows: list[Row], value: Callable[[Row], float]) -> None:
+    """A group a case, a bar a provider."""
+    cases = list(dict.fromkeys(map(_name, rows)))
+    providers = list(dict.fromkeys(row["provider"] for row in rows))
+    at = 0.0
+    ticks = []
+    for case in cases:
+        mine = [row for row in rows if _name(row) == case]
+        for k, row in enumerate(mine):
+            colour = f"C{providers.index(row['provider'])}"
+            axes.barh(at + k, value(row), color=colour)
+            axes.annotate(f" {value(row):.3g}", (value(row), at + k), va="center", fontsize=7)
+        ticks.append(at + (len(mine) - 1) / 2)
+        at += len(mine) + 1
+    for k, provider in enumerate(providers):
+        axes.barh(0, 0, color=f"C{k}", label=provider)
+    axes.set_yticks(ticks, cases, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.legend(fontsize=8)
+
+
+def _draw_speed(axes: Any, rows: list[Row]) -> None:
+    _bars(axes, rows, lambda row: float(row["ratio"]))
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("time over tamis's in the same rounds")
+
+
+def _draw_memory(axes: Any, rows: list[Row]) -> None:
+    _bars(axes, rows, lambda row: max(row["beyond_bytes"], 1e5) / 1e6)
+    axes.set_xlabel("MB beyond inputs and results")
+
+
+def _draw_growth(axes: Any, rows: list[Row]) -> None:
+    shapes = [tuple(row["shape"].values()) for row in rows]
+    for axis, name in enumerate(rows[0]["shape"]):
+        rest = [shape[:axis] + shape[axis + 1 :] for shape in shapes]
+        fixed = max(set(rest), key=lambda other: len({s for s, r in zip(shapes, rest, strict=True) if r == other}))
+        line = [row for row, other in zip(rows, rest, strict=True) if other == fixed]
+        for k, provider in enumerate(dict.fromkeys(row["provider"] for row in line)):
+            points = sorted(
+                (row["shape"][name], 1e9 / row["bytes_per_second"]) for row in line if row["provider"] == provider
+            )
+            style = {"marker": "o", "color": f"C{k}", "linestyle": "--" if axis else "-"}
+            smallest = points[0][0]
+            axes.plot([n / smallest for n, _ in points], [y for _, y in points], label=f"{provider}, {name}", **style)
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("times as many")
+    axes.set_ylabel("ns a byte of the least traffic")
+    axes.legend(fontsize=8)
+
+
+_KINDS: dict[str, tuple[Callable[[list[Row]], list[Row]], Callable[[Any, list[Row]], None], float, str]] = {
+    "speed": (_speed, _draw_speed, 0.16, "Time of others, over tamis's"),
+    "memory": (_memory, _draw_memory, 0.3, "Memory beyond inputs and results"),
+    "growth": (_growth, _draw_growth, 0.0, "Cost a byte as rows or classes grow"),
+}
+
+
+def kinds(result: Result) -> dict[str, str]:
+    """The plots that its rows are enough for, by name, each with what it shows."""
+    rows = drawn(result["rows"])
+    return {kind: title for kind, (choose, _, _, title) in _KINDS.items() if choose(rows)}
+
+
+def plot(name: str, result: Result, folder: Path) -> list[Path]:
+    """Writes NAME-KIND.png for each kind. Raises ModuleNotFoundError without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("tamis report: plots need matplotlib; pip install 'tamis[bench]'") from error
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = drawn(result["rows"])
+    paths = []
+    for kind, title in kinds(result).items():
+        choose, draw, height, _ = _KINDS[kind]
+        chosen = choose(rows)
+        figure = Figure(figsize=(9, 2.5 + height * len(chosen) if height else 4.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        draw(axes, chosen)
+        header = result["header"]
+        axes.set_title(f"{title}\n{header['cpu']}, {header['isa']}, {chosen[0]['threads']} thread(s)", fontsize=10)
+        paths.append(folder / f"{name}-{kind}.png")
+        figure.savefig(paths[-1], dpi=110, metadata={"Software": None})
+    return paths
