@@ -136,6 +136,7 @@ Rows prepare(const Names& names, const Tensor& student_logits, const std::option
   op.ignore_index = ignore_index, op.label_smoothing = label_smoothing;
   op.classes = of_classes.value_or(classes);
   op.loss = r.loss.mutable_data_ptr();
+  op.gradient.classes = r.width;
   kernels().distill.plan[r.wide](op, r.rows);
   return r;
 }

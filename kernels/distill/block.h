@@ -18,7 +18,7 @@ namespace {
 
 constexpr int64_t kBlock = 1024;  // elements
 constexpr int64_t kAhead =
-    2048;  // bytes from what is exponentiated to what is prefetched; past a row's end lies the next
+    4096;  // bytes from what is exponentiated to what is prefetched; past a row's end lies the next
 
 template <class R>
 struct Transform {  // LogitTransform, for vectors

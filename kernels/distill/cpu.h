@@ -33,7 +33,7 @@ struct DistillLoss {
   int64_t ignore_index;
   double label_smoothing;
   void* loss;             // out: Real [rows], with the row's weight
-  Matrix gradient;        // out: student's dtype, [rows, classes and padding]; data null: none is wanted
+  Matrix gradient;        // out: student's dtype, [rows, classes and padding]; data null: none is wanted, classes stay
   double gradient_scale;  // the reduction's factor, folded into the gradient
   bool stream_gradient;   // past the caches
   // By the plan kernel:

@@ -45,40 +45,44 @@ class Pairs : Walk<S> {
     if (op_.gradient.data) pending_ = {r, 0, x.slope, 0, nullptr, nullptr};
   }
 
-  // Of logit_mse, whose gradient asks for no sum: both in one go.
+  // Of logit_mse, whose gradient asks for no sum: both in one go. A packed gradient's vectors are aligned by a first
+  // block of less than one; it is so without a gradient too, for equal sums.
   void read_squares(int64_t r, const Row<R>& row) {
     using V = Vector<R>;
-    constexpr int64_t lanes = kLanes<V>;
+    constexpr int64_t lanes = kLanes<V>, kNear = 512;  // bytes ahead: there is little to do meanwhile
     const auto outcome_of = [&](R squares) {
       return outcome(op_, row, form_, {{}, {0, 0, squares, 0}}, {}, R(0), R(0), R(op_.gradient_scale));
     };
     const Beside<R> beside_s = beside<S>(op_, r, row, teacher_);
     const R factor = outcome_of(0).slope.factors.student;
     S* const gradient = op_.gradient.data ? W::gradient(r) : nullptr;
-    V total{};
+    const int64_t past = r * op_.gradient.classes % lanes, head = past ? lanes - past : 0;
+    const bool streamed = op_.stream_gradient && (uintptr_t)(gradient + head) % (lanes * sizeof(S)) == 0;
+    V squares{};
     for (int64_t c = 0, n; c < op_.classes; c += n) {
       n = block_size(op_.classes, c);
-      const int64_t past = (uintptr_t)(gradient + c) / sizeof(S) % lanes;
-      if (past && n > lanes - past) n = lanes - past;  // a first block of less than a vector aligns the others
+      if (c == 0 && head && n > head) n = head;
       const Read<R> x = block_of(W::student(r), f_s_, beside_s, c, n, R(1), W::buffers_);
-      const auto slope_at = [&](V s, V t) __attribute__((always_inline)) {
+      V part{};
+      const auto slope = [&](V s, V t) __attribute__((always_inline)) {
         const V d = s == t ? V{} : s - t;  // -inf in both is no difference
-        total += d * d;
+        part += d * d;
         return f_s_.identity() ? d * factor : d * factor * f_s_.slope(s);
       };
       int64_t i = 0;
       for (; i + lanes <= n; i += lanes) {
-        __builtin_prefetch(x.next_s + i * x.size_s);
-        __builtin_prefetch(x.next_t + i * x.size_t_);
-        const V g = slope_at(load(x.s + i), load(x.t + i));
-        if (!gradient) continue;
-        op_.stream_gradient ? stream(gradient + c + i, g) : store(gradient + c + i, g);
+        __builtin_prefetch(x.next_s + i * x.size_s - kAhead + kNear);
+        __builtin_prefetch(x.next_t + i * x.size_t_ - kAhead + kNear);
+        const V g = slope(load(x.s + i), load(x.t + i));
+        if (gradient) streamed ? stream(gradient + c + i, g) : store(gradient + c + i, g);
       }
-      if (i == n) continue;
-      const V g = slope_at(load_tail(x.s + i, n - i), load_tail(x.t + i, n - i));
-      if (gradient) store_tail(gradient + c + i, n - i, g);
+      if (i < n) {
+        const V g = slope(load_tail(x.s + i, n - i), load_tail(x.t + i, n - i));
+        if (gradient) store_tail(gradient + c + i, n - i, g);
+      }
+      squares += part;
     }
-    static_cast<R*>(op_.loss)[r] = outcome_of(reduce_add(total)).loss;
+    static_cast<R*>(op_.loss)[r] = outcome_of(reduce_add(squares)).loss;
   }
 
   const Source<R>& teacher_;

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -216,7 +217,12 @@ def test_seconds(value, text):
 
 def test_report_of_committed_results_is_committed(tmp_path):
     report(HOME / "results", tmp_path / "README.md")
-    assert (tmp_path / "README.md").read_text() == (HOME / "README.md").read_text(), "run: tamis report"
+    page = (HOME / "README.md").read_text()
+    assert (tmp_path / "README.md").read_text() == page, "run: tamis report"
+    drawn = re.findall(r"\]\((plots/.*?)\)", page)
+    assert len(drawn) == len(list((HOME / "plots").iterdir())) > 0
+    for path in drawn:
+        assert (HOME / path).read_bytes()[:4] == (tmp_path / path).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_report(result):

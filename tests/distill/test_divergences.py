@@ -27,6 +27,17 @@ def test_float32_and_half(isa, chosen, target):
         torch.testing.assert_close(gradient.double(), true_gradient, rtol=tolerance, atol=2e-7)
 
 
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_a_gradient_past_the_caches(isa, chosen, dtype, tolerance):
+    """Over 4 MB it is streamed, in whole vectors of memory wherever its rows start."""
+    student, teacher = pair(47, 50_001, dtype)
+    options = {"temperature": 2.0, "reduction": "sum", **chosen}
+    loss, gradient = loss_and_gradient(student, teacher, **options)
+    truth, true_gradient = loss_and_gradient(student.double(), teacher.double(), impl="reference", **options)
+    torch.testing.assert_close(loss.double(), truth, rtol=2e-6, atol=0)
+    torch.testing.assert_close(gradient.double(), true_gradient, rtol=tolerance, atol=2e-7)
+
+
 def test_logits_that_grow(isa, chosen):
     ramp = torch.linspace(0, 3000, 1800)
     student, teacher = (x.detach() + ramp for x in pair(2, 1800))

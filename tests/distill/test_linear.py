@@ -103,6 +103,16 @@ def test_the_rule(isa):
     assert explain("linear_distill_loss", h, w, g, u, impl="reference").kernel == "plain torch"
 
 
+def test_triton_is_not_claimed_on_the_cpu(monkeypatch):
+    """The row kernels within go by the device, in the interpreter too."""
+    (h, w, _), (g, u, _) = models(8, 30)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match="impl: expected cpu or reference for CPU tensors"):
+        linear_distill_loss(h, w, g, u, impl="triton")
+    with pytest.raises(ValueError, match="impl: expected cpu or reference for CPU tensors"):
+        linear_cross_entropy(h, w, torch.zeros(8, dtype=torch.int64), impl="triton")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
 def test_gram_form_keeps_its_digits_where_models_agree(dtype, bias):

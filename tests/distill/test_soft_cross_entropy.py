@@ -1,5 +1,6 @@
 import hypothesis.strategies as st
 import pytest
+import tamis
 import torch
 import torch.nn.functional as F
 from conftest import INF, NAN, assert_as_good_as_torch, models
@@ -280,3 +281,12 @@ def test_raw_op_checks_for_itself(change, words):
     arguments = {"probs": torch.zeros(2, 4), "indices": None, "reduction": "mean", "row_weight": None} | change
     with pytest.raises(RuntimeError, match="tamis.soft_cross_entropy: " + words):
         torch.ops.tamis.soft_cross_entropy(torch.zeros(2, 4), *arguments.values())
+
+
+def test_explained_by_the_kernel_that_runs(monkeypatch):
+    logits, probs = torch.zeros(2, 5), torch.full((2, 5), 0.2)
+    assert tamis.explain("soft_cross_entropy", logits, probs).kernel.startswith("simd")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for indices, kernel in ((None, "distill_loss_kernel"), (probs.argsort(), "topk_distill_loss_kernel")):
+        choice = tamis.explain("soft_cross_entropy", logits, probs, indices=indices, impl="triton")
+        assert choice.kernel == kernel

@@ -31,7 +31,7 @@ from .reference import DIVERGENCES
 ALONE, SOFT = range(len(DIVERGENCES), len(DIVERGENCES) + 2)  # the kernels': no teacher, for alpha 0; probabilities
 
 STAGES = ("sum", "compare", "gradient")  # of a tile, in the kernel's order
-STATE = 11  # numbers a row that the tile kernel keeps
+STATE = 11  # numbers a row that the tile kernels keep: kTileState of cpu.h
 
 
 def _classes(fn: str, student: Tensor, teacher: Tensor, vocab_size: int | None) -> int:

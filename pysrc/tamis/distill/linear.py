@@ -22,7 +22,8 @@ from .checks import (
     items_of,
     per_row,
 )
-from .linear_kernels import STATE, Call, Wanted, backward, plan, run, sums, wanted_of
+from .cuda import STATE
+from .linear_kernels import Call, Wanted, backward, plan, run, sums, wanted_of
 from .ops import DeviationStats, fake_stats
 
 
@@ -97,7 +98,7 @@ def linear_distill_loss(
                 fail(fn, "target", f"a target for alpha={alpha}", None)
         elif reads_values(alpha) and bool((alpha < 1).any()):
             fail(fn, "target", "a target for alpha below 1", None)
-    choice = choose(fn, impl, hidden)
+    choice = _choice(fn, impl, hidden)
     op: Callable[..., Any] = torch.ops.tamis.linear_distill_loss.default
     loss, *stats = (reference.linear_distill_loss if choice.backend == "reference" else op)(*call)
     return (loss, DeviationStats(*stats)) if return_stats else loss
@@ -144,7 +145,7 @@ def linear_cross_entropy(
         softcap, logit_scale, check_chunk_size(fn, chunk_size),
     )  # fmt: skip
     call = _checked(fn, call, num_items_in_batch, classes)
-    choice = choose(fn, impl, hidden)
+    choice = _choice(fn, impl, hidden)
     if choice.backend == "reference":
         return reference.linear_distill_loss(*call)[0]
     loss: Tensor = torch.ops.tamis.linear_cross_entropy.default(
@@ -152,6 +153,14 @@ def linear_cross_entropy(
         reduction, call.row_weight, call.num_items_in_batch, vocab_size, softcap, logit_scale, call.chunk_size,
     )  # fmt: skip
     return loss
+
+
+def _choice(fn: str, impl: str, hidden: Tensor) -> Choice:
+    """The row kernels within are chosen by device alone."""
+    choice = choose(fn, impl, hidden)
+    if choice.backend == "triton" and hidden.device.type == "cpu":
+        fail(fn, "impl", "cpu or reference for CPU tensors, also in Triton's interpreter", "triton")
+    return choice
 
 
 def _cross_entropy(
@@ -358,7 +367,9 @@ def _explained(choice: Choice, values: dict[str, Any], renamed: dict[str, str]) 
     fields: Any = {name: named.get(name, Call._field_defaults.get(name)) for name in Call._fields}
     call = Call(**fields)
     way = plan(call, wanted_of(call))
-    return choice._replace(kernel=f"{way.kernel} over {choice.kernel}", reason=way.reason)
+    rows = "distill_tile_kernel" if way.kernel == "tiled" else "distill_loss_kernel"
+    kernel = rows if choice.backend == "triton" else choice.kernel
+    return choice._replace(kernel=f"{way.kernel} over {kernel}", reason=way.reason)
 
 
 def _explain(function: Callable[..., Any], renamed: dict[str, str]) -> None:

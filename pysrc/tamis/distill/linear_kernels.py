@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..common.checks import check_like, reads_values, real_dtype
 from .checks import check_heads
+from .cuda import STATE
 from .reference import divisor_of
 
 CHUNK = {"cpu": 256}  # rows: what their logits take of the caches, against how often the head is read
@@ -378,9 +379,6 @@ def _gram(call: Call, wanted: Wanted, step: int) -> Result:
             gradients.append(d_bias)
     loss = (losses.sum() / reduction.divisor).to(real_dtype(hidden))
     return Result(loss, reduction.factor, gradients, [])
-
-
-STATE = 11  # numbers a row that the tile kernels keep: kTileState of cpu.h
 
 
 def sums(call: Call) -> list[Tensor]:

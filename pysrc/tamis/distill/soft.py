@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.backend import choose
+from ..common.backend import Choice, choose
 from ..common.checks import check_choice, check_like, check_logits, fail, reads_values
+from ..common.explain import explained_by
 from ..common.registry import register
 from . import cuda_topk
 from . import reference_topk as reference
@@ -108,6 +109,13 @@ def _autograd(*arguments: Any) -> Tensor:
     return _alone(autograd("soft_cross_entropy")(*arguments))
 
 
+def _explained(choice: Choice, *args: Any, indices: Tensor | None = None, **_: Any) -> Choice:
+    """Which family's kernel takes the probabilities as its teacher."""
+    kernel = "distill_loss_kernel" if indices is None else "topk_distill_loss_kernel"
+    return choice._replace(kernel=kernel) if choice.backend == "triton" else choice
+
+
+explained_by("soft_cross_entropy", _explained)
 register(
     "soft_cross_entropy",
     fake=lambda *arguments: _fake(0, *arguments)[0],
