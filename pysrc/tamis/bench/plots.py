@@ -35,6 +35,10 @@ def _name(row: Row) -> str:
     return f"{row['op']}{mode}\n{' x '.join(str(n) for n in row['shape'].values())} {row['dtype']}"
 
 
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _bars(axes: Any, rows: list[Row], value: Callable[[Row], float]) -> None:
     """A group a case, a bar a provider."""
     cases = list(dict.fromkeys(map(_name, rows)))
@@ -46,7 +50,7 @@ def _bars(axes: Any, rows: list[Row], value: Callable[[Row], float]) -> None:
         for k, row in enumerate(mine):
             colour = f"C{providers.index(row['provider'])}"
             axes.barh(at + k, value(row), color=colour)
-            axes.annotate(f" {value(row):.3g}", (value(row), at + k), va="center", fontsize=7)
+            axes.annotate(f" {_short(value(row))}", (value(row), at + k), va="center", fontsize=7)
         ticks.append(at + (len(mine) - 1) / 2)
         at += len(mine) + 1
     for k, provider in enumerate(providers):
@@ -83,7 +87,7 @@ def _draw_growth(axes: Any, rows: list[Row]) -> None:
             smallest = points[0][0]
             axes.plot([n / smallest for n, _ in points], [y for _, y in points], label=f"{provider}, {name}", **style)
     axes.set_xscale("log", base=2)
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")
     axes.set_xlabel("times as many")
     axes.set_ylabel("ns a byte of the least traffic")
     axes.legend(fontsize=8)
@@ -120,8 +124,9 @@ def plot(name: str, result: Result, folder: Path) -> list[Path]:
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         draw(axes, chosen)
-        header = result["header"]
-        axes.set_title(f"{title}\n{header['cpu']}, {header['isa']}, {chosen[0]['threads']} thread(s)", fontsize=10)
+        header, threads = result["header"], chosen[0]["threads"]
+        where = f"{threads} thread{'s' * (threads > 1)}, {chosen[0]['allocator']} allocator"
+        axes.set_title(f"{title}\n{header['cpu']}, {header['isa']}, {where}", fontsize=10)
         paths.append(folder / f"{name}-{kind}.png")
         figure.savefig(paths[-1], dpi=110, metadata={"Software": None})
     return paths
