@@ -115,13 +115,13 @@ void move(R* a, R* b, R* h, int64_t n, Tops<R> from, Tops<R> to, R inverse_tau) 
 }
 
 template <class R>
-Soft<R> forward_kl(const Sums<R>& x, const Compared<R>&, R tau, R, int64_t) {
+Soft<R> forward_kl(const Sums<R>& x, const Compared<R>&, R tau, double, int64_t) {
   const double teacher = x.teacher, hot = tau;  // the terms nearly cancel when it is hot: once a row, in double
   return {hot * (x.difference / teacher + hot * log(x.student / teacher)), tau / x.student, tau / x.teacher};
 }
 
 template <class R>
-Soft<R> reverse_kl(const Sums<R>& x, const Compared<R>&, R tau, R, int64_t) {
+Soft<R> reverse_kl(const Sums<R>& x, const Compared<R>&, R tau, double, int64_t) {
   const double student = x.student, hot = tau, mean = x.difference / student;
   return {hot * (mean + hot * log(x.teacher / student)), R(-mean / student), -1 / x.student};
 }
@@ -137,26 +137,29 @@ void over(const Sums<R>& sums, R* a, R* b, int64_t n, const Step& step) {
 }
 
 template <class R>
-Compared<R> compare_mixed(const Sums<R>& sums, R beta, R* a, R* b, int64_t n) {
+Compared<R> compare_mixed(const Sums<R>& sums, double beta, R* a, R* b, int64_t n) {
   using V = Vector<R>;
-  V of_p{}, of_q{};
+  const R of_q = beta, of_p = 1 - beta;
+  const bool mostly_q = of_q > of_p;
+  V apart_p{}, apart_q{};
   over(sums, a, b, n, [&](V p, V q) __attribute__((always_inline)) {
-    const V m = p + beta * (q - p);  // exactly p where they are equal
-    const V x = p == 0 ? V{} : p * log(p / m);
-    of_p += x, of_q += q == 0 ? V{} : q * log(q / m);
+    const V m = mostly_q ? q + of_p * (p - q) : p + of_q * (q - p);  // exactly p where they are equal
+    const auto counted = [&](V x) { return x == 0 || m == 0 ? V{} : x * log(x / m); };  // m: of subnormals
+    const V x = counted(p);
+    apart_p += x, apart_q += counted(q);
     return x;
   });
-  return {reduce_add(of_p), reduce_add(of_q)};
+  return {reduce_add(apart_p), reduce_add(apart_q)};
 }
 
 template <class R>
-Soft<R> jsd(const Sums<R>& sums, const Compared<R>& x, R tau, R beta, int64_t) {
+Soft<R> jsd(const Sums<R>& sums, const Compared<R>& x, R tau, double beta, int64_t) {
   const R mixed = tau * (1 - beta);
   return {double(tau) * tau * (beta * x.beside + (1 - beta) * x.slope), -mixed * x.slope / sums.student, -mixed};
 }
 
 template <class R>
-Compared<R> compare_apart(const Sums<R>& sums, R, R* a, R* b, int64_t n) {
+Compared<R> compare_apart(const Sums<R>& sums, double, R* a, R* b, int64_t n) {
   using V = Vector<R>;
   V apart{}, above{};
   over(sums, a, b, n, [&](V p, V q) __attribute__((always_inline)) {
@@ -168,30 +171,30 @@ Compared<R> compare_apart(const Sums<R>& sums, R, R* a, R* b, int64_t n) {
 }
 
 template <class R>
-Soft<R> total_variation(const Sums<R>& sums, const Compared<R>& x, R tau, R, int64_t) {
+Soft<R> total_variation(const Sums<R>& sums, const Compared<R>& x, R tau, double, int64_t) {
   const R half = tau / 2;
   return {double(tau) * half * x.beside, -half * x.slope / sums.student, -half};
 }
 
 template <class R>
-Soft<R> logit_mse(const Sums<R>& sums, const Compared<R>&, R, R, int64_t classes) {
+Soft<R> logit_mse(const Sums<R>& sums, const Compared<R>&, R, double, int64_t classes) {
   return {double(sums.difference) / classes, R(2) / classes, 0};
 }
 
 template <class R>
-Soft<R> cross_entropy(const Sums<R>&, const Compared<R>&, R, R, int64_t) {
+Soft<R> cross_entropy(const Sums<R>&, const Compared<R>&, R, double, int64_t) {
   return {};
 }
 
 template <class R>
-Soft<R> soft_target(const Sums<R>& x, const Compared<R>&, R, R, int64_t) {
+Soft<R> soft_target(const Sums<R>& x, const Compared<R>&, R, double, int64_t) {
   return {x.teacher * log(double(x.student)) - x.difference, x.teacher / x.student, 1};
 }
 
 template <class R>
-using Compare = Compared<R> (*)(const Sums<R>&, R, R*, R*, int64_t);
+using Compare = Compared<R> (*)(const Sums<R>&, double, R*, R*, int64_t);
 template <class R>
-using Finish = Soft<R> (*)(const Sums<R>&, const Compared<R>&, R, R, int64_t);
+using Finish = Soft<R> (*)(const Sums<R>&, const Compared<R>&, R, double, int64_t);
 
 template <Kind kKind, bool kHard, bool kKeep, class R>
 constexpr Form<R> make(Finish<R> finish, Compare<R> compare = nullptr) {

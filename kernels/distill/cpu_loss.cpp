@@ -38,7 +38,7 @@ class Pairs : Walk<S> {
     const Online<R> o = W::sums(r, row, beside<S>(op_, r, row, teacher_), inverse_tau, mean);
     if (op_.gradient.data || form_.compare) W::move(o.top, inverse_tau);
     Compared<R> compared{};
-    if (form_.compare && row.soft != 0) compared = form_.compare(o.sums, R(op_.beta), a_, b_, op_.classes);
+    if (form_.compare && row.soft != 0) compared = form_.compare(o.sums, op_.beta, a_, b_, op_.classes);
     const R at_target = row.hard != 0 ? W::target_logit(r, row.target) : R(0);
     const Outcome<R> x = outcome(op_, row, form_, o, compared, at_target, mean, R(op_.gradient_scale));
     static_cast<R*>(op_.loss)[r] = x.loss;

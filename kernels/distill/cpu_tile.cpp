@@ -82,7 +82,7 @@ class Tile {
   Compared<R> compared(Read<R> block, const Row<R>& row, const Online<R>& online) const {
     block.shift_s = shift_of(online.top.student), block.shift_t = shift_of(online.top.teacher);
     form_.careful(block);
-    return form_.compare && row.soft != 0 ? form_.compare(online.sums, R(op_.beta), a_, b_, block.n) : Compared<R>{};
+    return form_.compare && row.soft != 0 ? form_.compare(online.sums, op_.beta, a_, b_, block.n) : Compared<R>{};
   }
 
   void compare(int64_t r, const Row<R>& row, State<R>& state) const {

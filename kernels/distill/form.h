@@ -49,8 +49,8 @@ struct Form {
   Sums<R> (*moved)(const Sums<R>& sums, Tops<R> from, Tops<R> to, R inverse_tau);
   void (*move)(R* a, R* b, R* h, int64_t n, Tops<R> from, Tops<R> to, R inverse_tau);
   // Null, or what it sums over n classes once the row's sums are known; b becomes what the gradient is made of.
-  Compared<R> (*compare)(const Sums<R>& sums, R beta, R* a, R* b, int64_t n);
-  Soft<R> (*finish)(const Sums<R>& sums, const Compared<R>& compared, R tau, R beta, int64_t classes);
+  Compared<R> (*compare)(const Sums<R>& sums, double beta, R* a, R* b, int64_t n);
+  Soft<R> (*finish)(const Sums<R>& sums, const Compared<R>& compared, R tau, double beta, int64_t classes);
 };
 
 // hard: some target counts, and a is not its exponential.

@@ -214,7 +214,8 @@ def _slope(
 ):
     """Of jsd p log(p / m), else p sign(p - q): what the gradient is made of."""
     if DIVERGENCE == JSD:
-        return tl.where(p == 0, 0.0, p * tl.log(p / (p + beta * (q - p))))
+        m = p + beta * (q - p)  # 0 of subnormals
+        return tl.where((p == 0) | (m == 0), 0.0, p * tl.log(p / m))
     return tl.where(p > q, p, tl.where(p < q, -p, p * 0.0))
 
 
@@ -238,7 +239,8 @@ def _compare_block(
     q = tl.exp((t - shift_t) * inverse_tau) * over_t
     beside = tl.abs(p - q)
     if DIVERGENCE == JSD:
-        beside = tl.where(q == 0, 0.0, q * tl.log(q / (p + beta * (q - p))))
+        m = p + beta * (q - p)
+        beside = tl.where((q == 0) | (m == 0), 0.0, q * tl.log(q / m))
     return tl.sum(_slope(p, q, beta, DIVERGENCE), 1), tl.sum(beside, 1)
 
 

@@ -183,7 +183,7 @@ template <class R>
 Outcome<R> outcome(const DistillLoss& op, const Row<R>& row, const Form<R>& form, const Online<R>& o,
                    const Compared<R>& compared, R at_target, R mean, R gradient_scale) {
   const R hard_sum = op.hard ? o.sums.hard : o.sums.student;
-  const Soft<R> d = row.soft != 0 ? form.finish(o.sums, compared, row.tau, R(op.beta), op.classes) : Soft<R>{};
+  const Soft<R> d = row.soft != 0 ? form.finish(o.sums, compared, row.tau, op.beta, op.classes) : Soft<R>{};
   R loss = row.soft != 0 ? R(row.soft * d.loss) : R(0);
   if (row.hard != 0) loss += row.hard * cross_entropy(op, hard_sum, shift_of(o.top.student), at_target, mean);
   Slope<R> slope = slope_of_target(op, row, hard_sum, gradient_scale);

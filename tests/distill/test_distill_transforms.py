@@ -23,6 +23,21 @@ class TestTransforms:
         got = torch.func.grad(lambda s: distill_loss(s, teacher, impl="reference"))(student)
         torch.testing.assert_close(got, loss_and_gradient(student, teacher)[1])
 
+    def test_a_batch_of_upstream_gradients(self):
+        student, teacher = (x.detach() for x in pair(3, 5))
+        got = torch.autograd.functional.jacobian(lambda s: distill_loss(s, teacher), student, vectorize=True)
+        torch.testing.assert_close(got, loss_and_gradient(student, teacher)[1])
+
+    def test_second_derivative_by_way_of_the_upstream_gradient(self):
+        """Also where that is exactly 1, and would not be multiplied."""
+        student, teacher = pair(3, 5)
+        for upstream in (1.0, 2.0):
+            weight = torch.tensor(upstream, requires_grad=True)
+            loss = weight * distill_loss(student, teacher)
+            (gradient,) = torch.autograd.grad(loss, student, create_graph=True)
+            with pytest.raises(NotImplementedError, match="second derivative"):
+                torch.autograd.grad(gradient.norm(), weight)
+
     def test_forward_mode(self):
         student, teacher = (x.detach() for x in pair(3, 5))
         with pytest.raises(NotImplementedError, match=self.REFUSED):

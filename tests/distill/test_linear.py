@@ -101,6 +101,40 @@ def test_the_rule(isa):
     assert choice.kernel == f"tiled over simd {torch.ops.tamis._isa()}"
     assert "a gradient a row" in choice.reason
     assert explain("linear_distill_loss", h, w, g, u, impl="reference").kernel == "plain torch"
+    assert kernel(h, w[:40], g, u[:40], divergence="logit_mse") == "chunked"
+    (h, w, _), (g, u, _) = models(40, 300, torch.float32, size=64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kernel(h, w, g, u, chunk_size=8) == "tiled"
+    assert kernel(h, w, g, u, chunk_size=8) == "chunked"
+
+
+def test_gram_form_of_a_class_masked_in_both_models(isa):
+    student, teacher = models(80, 300)
+    for _, _, bias in (student, teacher):
+        bias.data[3] = -float("inf")
+    options = {"divergence": "logit_mse", "temperature": 2.0}
+    assert tamis.explain("linear_distill_loss", *student[:2], *teacher[:2], **options).kernel.startswith("gram")
+    close(run(student, teacher, **options), run(student, teacher, impl="reference", **options), 1e-11)
+
+
+def test_gram_form_of_bad_rows():
+    (h, w, _), (g, u, _) = (tuple(x.detach() for x in model) for model in models(80, 300))
+
+    def raw(tau, weight):
+        one, rest = torch.ones(()), ("logit_mse", 0.5, 0.0, -100, "sum", weight)
+        return torch.ops.tamis.linear_distill_loss(h, w, g, u, None, None, None, None, tau, one, *rest)[0]
+
+    assert raw(torch.tensor(-1.0), None).isnan()
+    assert raw(torch.tensor(1.0), -torch.ones(80)).isnan()
+    assert raw(torch.tensor(1.0), torch.zeros(80)) == 0
+
+
+def test_statistics_beside_a_gradient_a_row_hold_no_more(isa):
+    rows, classes = 300, 500
+    (h, w, _), (g, u, _) = models(rows, classes, torch.float32)
+    with Largest() as largest:
+        linear_distill_loss(h, w, g, u, reduction="none", return_stats=True, chunk_size=20)
+    assert 0 < largest.most <= 4 * 20 * max(rows, classes)
 
 
 def test_triton_is_not_claimed_on_the_cpu(monkeypatch):

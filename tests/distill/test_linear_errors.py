@@ -124,3 +124,12 @@ def test_the_raw_op_never_trains_on_garbage_and_never_crashes(isa, reduction):
     ):
         with pytest.raises((RuntimeError, ValueError, TypeError)):
             raw(**changed)
+
+
+def test_meta_tensors():
+    hidden, weight, target = torch.zeros(3, 5), torch.zeros(7, 5), torch.tensor([0, 1, 2])
+    loss = linear_cross_entropy(*(x.to("meta") for x in (hidden, weight, target)))
+    assert loss.is_meta
+    assert loss.shape == ()
+    with pytest.raises(ValueError, match="linear_distill_loss: teacher_hidden: expected device cpu, got meta"):
+        linear_distill_loss(hidden, weight, hidden.to("meta"), weight.to("meta"))

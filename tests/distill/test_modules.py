@@ -273,6 +273,11 @@ class TestEmbedding:
         with pytest.raises(error, match=f"tamis.EmbeddingDistillationLoss: {words}"):
             EmbeddingDistillationLoss(3, 5)(**call | change)
 
+    def test_names_a_missing_target(self):
+        loss = EmbeddingDistillationLoss(3, 5, alpha=0.5)
+        with pytest.raises(ValueError, match="EmbeddingDistillationLoss: target: expected a target for alpha=0.5"):
+            loss(torch.zeros(4, 3), torch.zeros(4, 5), torch.zeros(6, 5))
+
 
 def _logits_call(rows=slice(None)):
     s, t = random(6, 9, seed=1), random(6, 9, seed=2)

@@ -256,6 +256,24 @@ class TestPacking:
         torch.testing.assert_close(got.detach(), wanted(student, teacher, masked)[0])
 
 
+@pytest.mark.parametrize("kind", LOSSES)
+def test_left_padding(kind, tmp_path):
+    """A token behind padding is predicted by none, as the first of a row on the right."""
+
+    def on_the_left(features):
+        batch = padded(features)
+        shifts = (batch["attention_mask"] == 0).sum(-1).tolist()
+        batch = {
+            name: torch.stack([x.roll(n) for x, n in zip(rows, shifts, strict=True)]) for name, rows in batch.items()
+        }
+        return batch | {"position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
+
+    student, teacher = models()
+    rows = [{"input_ids": x["input_ids"], "labels": x["input_ids"]} for x in SENTENCES[:4]]
+    got = step(TRAINERS[kind], student, teacher, tmp_path, data_collator=on_the_left, train_dataset=rows)
+    assert_same(got, wanted(student, teacher, padded(rows)))
+
+
 class TestShiftedLabels:
     @pytest.mark.parametrize("kind", LOSSES)
     def test_are_taken_as_they_are(self, kind, tmp_path):
@@ -406,7 +424,10 @@ class TestErrors:
         outputs = student(ids)
         with pytest.raises(ValueError, match="student: expected a call by keyword before each loss, got none"):
             function(outputs, ids)
-        function(student(input_ids=ids), ids)
+        outputs = student(input_ids=ids)
+        copy.deepcopy(student)(input_ids=ids)  # has the hook, but is not the student
+        function(outputs, ids)
+        copy.deepcopy(student)(input_ids=ids)
         with pytest.raises(ValueError, match="student: expected a call by keyword before each loss, got none"):
             function(outputs, ids)
 

@@ -89,6 +89,12 @@ def check_choice(fn: str, name: str, value: object, choices: Sequence[str]) -> N
         fail(fn, name, " or ".join(choices), repr(value))
 
 
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on for its device."""
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def real_dtype(value: Tensor) -> torch.dtype:
     """Of sums and statistics: float64 for float64, else float32."""
     return torch.float64 if value.dtype == torch.float64 else torch.float32

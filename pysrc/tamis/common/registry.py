@@ -101,5 +101,9 @@ def once(gradient: torch.Tensor, anchor: torch.Tensor, name: str) -> torch.Tenso
 
 
 def is_one(grad: torch.Tensor) -> bool:
-    """Where reading a number is free: eager mode on CPU, as `loss.backward()` gives it."""
-    return type(grad) is torch.Tensor and grad.device.type == "cpu" and grad.dim() == 0 and grad.item() == 1
+    """Where reading a number is free: eager mode on CPU, as `loss.backward()` gives it. Not where it leads further: the
+    second derivative must be refused."""
+    if type(grad) is not torch.Tensor or grad.device.type != "cpu" or grad.dim() or grad.requires_grad:
+        return False
+    batched = torch._C._functorch.is_batchedtensor(grad) or torch._C._functorch.is_legacy_batchedtensor(grad)
+    return not batched and grad.item() == 1

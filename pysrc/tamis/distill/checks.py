@@ -214,6 +214,15 @@ def check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_i
     return target
 
 
+def check_no_target(fn: str, alpha: float | Tensor) -> None:
+    """Whether alpha, checked, leaves the target out."""
+    if not isinstance(alpha, Tensor):
+        if alpha < 1:
+            fail(fn, "target", f"a target for alpha={alpha}", None)
+    elif reads_values(alpha) and bool((alpha < 1).any()):
+        fail(fn, "target", "a target for alpha below 1", None)
+
+
 def check_weight(fn: str, weight: Tensor, logits: Tensor) -> None:
     check_real(fn, "row_weight", weight, mask=True)
     check_like(fn, "row_weight", weight, logits.shape[:-1], logits.device)
@@ -256,11 +265,8 @@ def check_rows(
     mix = per_row(fn, "alpha", alpha, logits)
     if target is not None:
         target = check_target(fn, target, logits, classes, ignore_index)
-    elif not isinstance(alpha, Tensor):
-        if alpha < 1:
-            fail(fn, "target", f"a target for alpha={alpha}", None)
-    elif reads_values(alpha) and bool((alpha < 1).any()):
-        fail(fn, "target", "a target for alpha below 1", None)
+    else:
+        check_no_target(fn, alpha)
     if row_weight is not None:
         check_weight(fn, row_weight, logits)
     return target, tau, mix, row_weight, items_of(fn, num_items_in_batch, reduction, logits)

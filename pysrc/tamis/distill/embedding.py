@@ -5,8 +5,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.checks import FLOATS, NAMES, check_choice, check_dense, check_integer, check_number, fail, real_dtype
-from .checks import check_same_rows, check_target, check_weight, items_of
+from ..common.checks import (
+    FLOATS,
+    NAMES,
+    autocasts,
+    check_choice,
+    check_dense,
+    check_integer,
+    check_number,
+    fail,
+    real_dtype,
+)
+from .checks import check_no_target, check_same_rows, check_target, check_weight, items_of
 from .linear import linear_distill_loss
 from .modules import Loss
 
@@ -172,6 +182,8 @@ class EmbeddingDistillationLoss(Loss):
                 fail(_FN, "teacher_documents", "at least one document", 0)
             if target is not None:
                 target = check_target(_FN, target, student_queries, count, self.options["ignore_index"])
+            elif self.score_weight:
+                check_no_target(_FN, self.options["alpha"])
             if student_documents is not None:
                 _check(student_documents, "student_documents", self.student_dim, student_queries)
                 if student_documents.dtype != student_queries.dtype:
@@ -185,7 +197,7 @@ class EmbeddingDistillationLoss(Loss):
 
     def _check_projects(self, queries: Tensor) -> None:
         weight = getattr(self.projection, "weight", queries)
-        if queries.dtype != weight.dtype and not torch.is_autocast_enabled(queries.device.type):
+        if queries.dtype != weight.dtype and not autocasts(queries):
             fail(_FN, "student_queries", f"the projection's {weight.dtype}", queries.dtype, TypeError)
 
     def _weights(self, queries: Tensor, target: Tensor | None, row_weight: Tensor | None) -> Tensor:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from ..common.backend import Choice, choose
-from ..common.checks import check_tensor, fail, reads_values, real_dtype
+from ..common.checks import autocasts, check_tensor, fail, real_dtype
 from ..common.explain import explained_by
 from ..common.registry import below_autograd, is_one, once, register
 from . import reference
 from .checks import (
     check_chunk_size,
     check_heads,
+    check_no_target,
     check_options,
     check_target,
     check_transforms,
@@ -23,7 +24,7 @@ from .checks import (
     per_row,
 )
 from .cuda import STATE
-from .linear_kernels import Call, Wanted, backward, plan, run, sums, wanted_of
+from .linear_kernels import Call, Wanted, backward, formed_dtype, plan, run, sums, wanted_of
 from .ops import DeviationStats, fake_stats
 
 
@@ -57,9 +58,10 @@ def linear_distill_loss(
     """distill_loss of logits = hidden @ weight.T + bias of both models, which are never held whole.
 
     Rows that do not count are not computed (on CPU; not so with return_stats). Gradients are formed in the forward
-    pass, some rows at a time; for reduction "none", and where a half-precision head has more hidden units than there
-    are rows, the logits are computed again in the backward instead, some classes at a time; logit_mse alone of many
-    rows never touches rows x classes. `tamis.explain("linear_distill_loss", ...)` says which, and why.
+    pass, some rows at a time (all at once where they are fewer than chunk_size); for reduction "none", and where a
+    half-precision head has more hidden units than there are rows, the logits are computed again in the backward
+    instead, some classes at a time; logit_mse alone of many rows and classes never touches rows x classes.
+    `tamis.explain("linear_distill_loss", ...)` says which, and why.
 
     Args:
         student_hidden: [*, H], float32, bfloat16, float16 or float64; the leading axes are rows.
@@ -93,11 +95,7 @@ def linear_distill_loss(
     )  # fmt: skip
     call = _checked(fn, call, num_items_in_batch, classes)
     if target is None:
-        if not isinstance(alpha, Tensor):
-            if alpha < 1:
-                fail(fn, "target", f"a target for alpha={alpha}", None)
-        elif reads_values(alpha) and bool((alpha < 1).any()):
-            fail(fn, "target", "a target for alpha below 1", None)
+        check_no_target(fn, alpha)
     choice = _choice(fn, impl, hidden)
     op: Callable[..., Any] = torch.ops.tamis.linear_distill_loss.default
     loss, *stats = (reference.linear_distill_loss if choice.backend == "reference" else op)(*call)
@@ -189,7 +187,7 @@ def _cross_entropy(
 def _cast(*tensors: Tensor | None) -> list[Any]:
     """As autocast casts what a linear layer is given."""
     first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not isinstance(first, Tensor) or not autocasts(first):
         return list(tensors)
     dtype = torch.get_autocast_dtype(first.device.type)
     castable = (torch.float32, torch.bfloat16, torch.float16)
@@ -218,15 +216,15 @@ class _Formed(torch.autograd.Function):
         anchor = loss.new_empty(0)
         ctx.save_for_backward(factor, anchor, *gradients)
         ctx.mark_non_differentiable(*stats)
-        ctx.fn, ctx.wanted, ctx.folded = fn, wanted, arguments[0].dtype != torch.float16
+        ctx.fn, ctx.wanted, ctx.dtype = fn, wanted, arguments[0].dtype
         return loss, *stats, anchor
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
         factor, anchor, *gradients = ctx.saved_tensors
-        if not (ctx.folded and is_one(grad)):
+        if ctx.dtype == torch.float16 or not is_one(grad):
             times = grad * factor
-            gradients = [(x * times).to(x.dtype) for x in gradients]
+            gradients = [(x * times).to(ctx.dtype) for x in gradients]
         return None, *_placed(ctx.wanted, [once(x, anchor, ctx.fn) for x in gradients])
 
 
@@ -258,6 +256,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 _PLACES = (0, 1, 5)  # of hidden, weight and bias among a Call's fields
+_TEACHERS = (2, 3, 6)
 
 
 def _wanted(ctx: Any) -> Wanted:
@@ -312,10 +311,13 @@ def _fake(call: Call, extra: list[Tensor] | None = None) -> list[Tensor]:
     return [loss, *(extra or []), *(fake_stats(hidden) if call.return_stats else [])]
 
 
-def _fake_gradients(call: Call, wanted: list[bool]) -> list[Tensor]:
+def _fake_gradients(call: Call, wanted: list[bool], formed: bool) -> list[Tensor]:
+    """formed: before their factor."""
+    dtype = call.student_weight.dtype
+    dtypes = dtype, *[formed_dtype(dtype) if formed else dtype] * 2
     return [
-        torch.empty_like(x, memory_format=torch.contiguous_format)
-        for x, this in zip(call.differentiable, wanted, strict=True)
+        x.new_empty(x.shape, dtype=dtype)
+        for x, this, dtype in zip(call.differentiable, wanted, dtypes, strict=True)
         if this and x is not None
     ]
 
@@ -324,7 +326,7 @@ def _fake_forward(*arguments: Any) -> list[Tensor]:
     *options, wanted = arguments
     call = Call(*options)
     factor = call.student_hidden.new_empty((), dtype=real_dtype(call.student_hidden))
-    return _fake(call, [factor, *_fake_gradients(call, wanted)])
+    return _fake(call, [factor, *_fake_gradients(call, wanted, True)])
 
 
 def _fake_sums(*arguments: Any) -> list[Tensor]:
@@ -355,7 +357,7 @@ register("_linear_loss_forward", fake=_fake_forward, **_kernels(_forward))
 register("_linear_loss_sums", fake=_fake_sums, **_kernels(lambda *arguments: sums(Call(*arguments))))
 register(
     "_linear_loss_backward",
-    fake=lambda grad, state, *arguments: _fake_gradients(Call(*arguments[:-1]), arguments[-1]),
+    fake=lambda grad, state, *arguments: _fake_gradients(Call(*arguments[:-1]), arguments[-1], False),
     **_kernels(lambda grad, state, *arguments: backward(grad, state, Call(*arguments[:-1]), Wanted(*arguments[-1]))),
 )
 
@@ -365,6 +367,9 @@ def _explained(choice: Choice, values: dict[str, Any], renamed: dict[str, str]) 
     named = {renamed.get(name, name): value for name, value in values.items()}
     named["alpha"] = torch.as_tensor(named.get("alpha", 0.0))
     fields: Any = {name: named.get(name, Call._field_defaults.get(name)) for name in Call._fields}
+    for cast in (_PLACES, _TEACHERS):
+        names = [Call._fields[place] for place in cast]
+        fields |= dict(zip(names, _cast(*(fields[name] for name in names)), strict=True))
     call = Call(**fields)
     way = plan(call, wanted_of(call))
     rows = "distill_tile_kernel" if way.kernel == "tiled" else "distill_loss_kernel"

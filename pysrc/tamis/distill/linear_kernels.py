@@ -7,6 +7,7 @@ tiled:   some classes at a time for all rows; sums first, and in the backward th
 gram:    the squared error of logits from W^T W: products of hidden sizes alone, in float64, for they nearly cancel.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -86,18 +87,23 @@ class Plan(NamedTuple):
 def plan(call: Call, wanted: Wanted) -> Plan:
     """By rows N, classes V, hidden sizes H, and what needs a gradient."""
     hidden, rows = call.student_hidden, call.rows
-    chunk = min(call.chunk_size or CHUNK.get(hidden.device.type, CHUNK_ELSEWHERE), max(rows, 1))
+    chunk = min(_chunk_rows(call), max(rows, 1))
     tile = _tile_width(call)
     if call.teacher_hidden is not None and _only_squares(call):
         sizes = hidden.shape[-1] + call.teacher_hidden.shape[-1]
-        if rows >= 2 * sizes:
-            return Plan("gram", tile, f"logit_mse alone, and N = {rows} >= 2 (H + H teacher) = {2 * sizes}")
+        least = min(rows, call.classes)
+        if least >= 2 * sizes:  # no more multiplications, also at float64's half rate
+            return Plan("gram", tile, f"logit_mse alone, and min(N, V) = {least} >= 2 (H + H teacher) = {2 * sizes}")
     if call.reduction == "none" and any(wanted):
         return Plan("tiled", tile, "a gradient a row is known in the backward only")
     many, wide = rows > chunk, hidden.shape[-1] > rows
     if wanted.weight and many and wide and call.student_weight.dtype in HALF:
         return Plan("tiled", tile, f"a float32 sum of weight gradients would outgrow the logits: H > N = {rows}")
     return Plan("chunked", chunk, f"{chunk} of {rows} rows at a time")
+
+
+def _chunk_rows(call: Call) -> int:
+    return call.chunk_size or CHUNK.get(call.student_hidden.device.type, CHUNK_ELSEWHERE)
 
 
 def _tile_width(call: Call) -> int:
@@ -254,7 +260,7 @@ class _Sum:
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """a [n, k], b [k, m]."""
-        wide = self.total is not self.out
+        wide = self.total.dtype != a.dtype
         if wide and a.is_cuda:
             if self.first:
                 torch.mm(a, b, out_dtype=torch.float32, out=self.total)
@@ -265,26 +271,34 @@ class _Sum:
             torch.mm(a, b, out=self.total) if self.first else self.total.addmm_(a, b)
         self.first = False
 
-    def finish(self) -> None:
+    def finish(self, factor: Tensor | None = None) -> None:
+        if factor is not None:
+            self.total *= factor
         if self.total is not self.out:
             self.out.copy_(self.total)
 
 
-class _Gradients:
-    """Where the gradients of a call go; those not wanted are None."""
+def formed_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of a head's gradient until its factor is in: a sum over rows outgrows float16."""
+    return torch.float32 if dtype == torch.float16 else dtype
 
-    def __init__(self, call: Call, wanted: Wanted) -> None:
+
+class _Gradients:
+    """Where the gradients of a call go; those not wanted are None. formed: their factor is still to come."""
+
+    def __init__(self, call: Call, wanted: Wanted, formed: bool) -> None:
         weight, bias = call.student_weight, call.student_bias
+        self.dtype = formed_dtype(weight.dtype) if formed else weight.dtype
         self.hidden = torch.empty_like(call.student_hidden) if wanted.hidden else None
-        self.weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if wanted.weight else None
+        self.weight = weight.new_empty(weight.shape, dtype=self.dtype) if wanted.weight else None
         self.bias = None
         if wanted.bias and bias is not None:
             self.bias = bias.new_zeros(bias.shape, dtype=real_dtype(bias))
         if self.weight is not None:
             self.weight[call.classes :] = 0
 
-    def found(self, call: Call) -> list[Tensor]:
-        bias = None if self.bias is None or call.student_bias is None else self.bias.to(call.student_bias.dtype)
+    def found(self) -> list[Tensor]:
+        bias = None if self.bias is None else self.bias.to(self.dtype)
         return [x for x in (self.hidden, self.weight, bias) if x is not None]
 
 
@@ -299,7 +313,7 @@ def _chunked(call: Call, wanted: Wanted, step: int) -> Result:
     reduction, counted = _reduction(call), _counted(call)
     losses = hidden.new_empty(rows, dtype=real_dtype(hidden))
     stats: list[list[Tensor]] = []
-    out = _Gradients(call, wanted)
+    out = _Gradients(call, wanted, True)
     d_weight = None if out.weight is None else _Sum(out.weight[:classes], rows > step)
     for begin in range(0, max(rows, 1), step):
         part = slice(begin, min(begin + step, rows))
@@ -322,7 +336,7 @@ def _chunked(call: Call, wanted: Wanted, step: int) -> Result:
     if d_weight is not None:
         d_weight.finish()
     whole = [torch.cat(parts) for parts in zip(*stats, strict=True)]
-    return Result(_reduced(losses, call, reduction.divisor), reduction.factor, out.found(call), whole)
+    return Result(_reduced(losses, call, reduction.divisor), reduction.factor, out.found(), whole)
 
 
 def _beside_one(hidden: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -336,7 +350,12 @@ def _heads(call: Call, tile: slice) -> Tensor:
     models = (call.student_weight, call.student_bias), (call.teacher_weight, call.teacher_bias)
     parts = [_head(weight, bias, tile) for weight, bias in models]
     columns = [x for weight, bias in parts for x in (weight, None if bias is None else bias.unsqueeze(-1))]
-    return torch.cat([x.double() for x in columns if x is not None], 1)
+    heads = torch.cat([x.double() for x in columns if x is not None], 1)
+    (_, mine), (_, other) = parts
+    if mine is None or other is None:
+        return heads
+    masked = (mine == -math.inf) & (other == -math.inf)  # -inf in both is no difference
+    return torch.where(masked.unsqueeze(-1), 0, heads)
 
 
 def _gram(call: Call, wanted: Wanted, step: int) -> Result:
@@ -351,7 +370,9 @@ def _gram(call: Call, wanted: Wanted, step: int) -> Result:
         weights, both = torch.where(kept, weights, 0), torch.where(kept.unsqueeze(-1), both, 0)
     if call.target is not None:  # a bad one gives no number, as in the row kernel
         inside = (call.target >= 0) & (call.target < call.classes)
-        weights = torch.where(inside | (weights == 0), weights, float("nan"))
+        weights = torch.where(inside | (weights == 0), weights, math.nan)
+    sound = (call.temperature > 0) & (call.temperature < math.inf) & (weights >= 0)
+    weights = torch.where(sound | (weights == 0), weights, math.nan)
     tiles = [slice(begin, min(begin + step, call.classes)) for begin in range(0, call.classes, step)]
     gram = both.new_zeros(both.shape[1], both.shape[1])
     for tile in tiles:
@@ -366,8 +387,10 @@ def _gram(call: Call, wanted: Wanted, step: int) -> Result:
         gradients.append((of_rows * call.student_logit_scale * slope[:, :width]).to(hidden.dtype))
     if wanted.weight or wanted.bias:
         moment = both.T @ (of_rows * both[:, :columns])
-        d_weight = torch.zeros_like(call.student_weight, memory_format=torch.contiguous_format)
-        d_bias = None if call.student_bias is None else torch.zeros_like(call.student_bias)
+        weight, bias = call.student_weight, call.student_bias
+        dtype = formed_dtype(weight.dtype)
+        d_weight = weight.new_zeros(weight.shape, dtype=dtype)
+        d_bias = None if bias is None else bias.new_zeros(bias.shape, dtype=dtype)
         for tile in tiles:
             part = _heads(call, tile) @ moment
             d_weight[tile] = part[:, :width]
@@ -386,7 +409,7 @@ def sums(call: Call) -> list[Tensor]:
     hidden = call.student_hidden
     with torch.autocast(hidden.device.type, enabled=False):
         leading, flat = hidden.shape[:-1], _flat(call)
-        stats = _chunked(flat, Wanted(), CHUNK_ELSEWHERE).stats if call.return_stats else []  # they need whole rows
+        stats = _chunked(flat, Wanted(), _chunk_rows(call)).stats if call.return_stats else []  # they need whole rows
         index = _kept_rows(flat)
         flat = flat if index is None else _rows(flat, index)
         part = hidden.new_zeros(flat.rows, STATE, dtype=real_dtype(hidden))
@@ -409,20 +432,28 @@ def backward(grad: Tensor, state: Tensor, call: Call, wanted: Wanted) -> list[Te
         index = _kept_rows(flat)
         if index is not None:
             flat, state, grad = _rows(flat, index), state[index], grad[index] if grad.dim() else grad
-        scale, counted = 1 / _reduction(flat).divisor, _counted(flat)
-        out = _Gradients(flat, wanted)
+        (divisor, scale, factor), counted, grad = _reduction(flat), _counted(flat), grad.to(state.dtype)
+        late = None  # the factor of float16's products: in the tiles it would underflow, after them they overflow
+        if flat.student_hidden.dtype == torch.float16:
+            size = grad.abs().amax() if grad.numel() else grad.new_ones(())
+            size = torch.where((size > 0) & size.isfinite(), size, 1)
+            grad, late = grad / size, size * factor
+        out = _Gradients(flat, wanted, False)
         d_hidden = None if out.hidden is None else _Sum(out.hidden, True)
         for tile, logits in _tiles(flat):
-            _distill_tile(flat, logits, state, tile, "gradient", grad.to(state.dtype), scale)
+            _distill_tile(flat, logits, state, tile, "gradient", grad, scale)
             if d_hidden is not None:
                 d_hidden.add(logits[0], flat.student_weight[tile])
             if out.weight is not None:
-                torch.mm(logits[0].T, counted, out=out.weight[tile])
+                d_weight = _Sum(out.weight[tile], late is not None)
+                d_weight.add(logits[0].T, counted)
+                d_weight.finish(late)
             if out.bias is not None:
-                out.bias[tile] = logits[0].sum(0, dtype=out.bias.dtype)
+                d_bias = logits[0].sum(0, dtype=out.bias.dtype)
+                out.bias[tile] = d_bias if late is None else d_bias * late
         if d_hidden is not None:
-            d_hidden.finish()
-        result = Result(scale, scale, out.found(flat), [])
+            d_hidden.finish(late)
+        result = Result(divisor, factor, out.found(), [])
         return _restored(result, call, wanted, index, call.student_hidden.shape[:-1]).gradients
 
 

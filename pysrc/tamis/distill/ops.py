@@ -63,8 +63,8 @@ def distill_loss(
     The gradient is formed in the forward pass, when one is needed, in one read of both logits; only student_logits gets
     one, all else is constant, also where it wants one. Differentiable once; forward mode and, but
     for impl="reference", torch.func transforms are refused. Hot distributions nearly cancel: float32 leaves an absolute
-    error below 1e-6 T^2 in a row's soft term; at T = 100 that is some 1e-3 of the loss, and float64 logits are the way
-    out.
+    error of about 1e-6 T^2 in a row's soft term, more as the spread of logits / T exceeds 1; at T = 100 that is some
+    1e-3 of the loss, and float64 logits are the way out.
 
     Args:
         student_logits: [*, classes], float32, bfloat16, float16 or float64; the leading axes are rows. Any strides.
@@ -76,7 +76,8 @@ def distill_loss(
         divergence: D, of the teacher's softmax q and the student's p: "forward_kl" KL(q || p); "reverse_kl" KL(p || q);
             "jsd" beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p; "total_variation" half the sum
             of |p - q|, its gradient 0 where they are equal; "logit_mse" the mean over classes of (s - t)^2 / T^2.
-        beta: of jsd, in [0, 1]. 0 is forward_kl and 1 reverse_kl, by convention: the formula would be 0.
+        beta: of jsd, in [0, 1]. 0 is forward_kl and 1 reverse_kl, by convention: the formula would be 0. Next to them
+            float32 loses digits: some 5e-8 / beta of the gradient, 5e-10 / (1 - beta) of the loss.
         label_smoothing: in [0, 1], of the cross-entropy, as torch's.
         reduction: "mean" divides by the weight of the rows kept, or by num_items_in_batch; "sum"; "none": [*].
         row_weight: [*], 0 or above; a bool mask will do. A row of weight 0 does not count, whatever it holds.
@@ -96,7 +97,8 @@ def distill_loss(
     Returns:
         The loss, float32 (float64 for float64), sums in that dtype: 0-d, or [*] for "none". A class at -inf in both
         models adds 0; one at -inf in the student alone makes its row inf under forward_kl, in the teacher alone under
-        reverse_kl, in either under logit_mse. NaN stays in its row. No row kept: 0, with 0 gradients.
+        reverse_kl (unless the other's probability of it underflows), in either under logit_mse. NaN stays in its row.
+        No row kept: 0, with 0 gradients.
     Raises:
         TypeError, ValueError: an argument, before any work; values of CPU tensors are checked in eager mode, elsewhere
             a row with a bad target, temperature, alpha or weight has the loss NaN (Triton: TAMIS_DEBUG=1 asserts).

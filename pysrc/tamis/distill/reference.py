@@ -117,7 +117,7 @@ def mixed(
     loss = torch.where(alpha == 0, 0, alpha * tau**2 * torch.where(alpha == 0, 0, soft))
     if target is not None and inside is not None:
         index = torch.where(inside & kept, target, 0).unsqueeze(-1)
-        log_p1 = torch.log_softmax(s, -1)
+        log_p1 = torch.log_softmax(torch.where((alpha == 1).unsqueeze(-1) & valid.unsqueeze(-1), 0, s), -1)
         ce = -(1 - label_smoothing) * log_p1.gather(-1, index).squeeze(-1)
         if label_smoothing:
             ce = ce - label_smoothing * log_p1.mean(-1)

@@ -6,6 +6,7 @@ narrower one, unless the loss has a vocab_size. Source of the loss: 2301.12923 s
 """
 
 import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -161,10 +162,14 @@ class DistillationLossFunction:
             _check_causal(fn, name, each)
         self.teacher, self.loss = teacher.eval(), loss
         self._inputs: dict[str, Any] | None = None
-        student.register_forward_pre_hook(self._keep, with_kwargs=True)
+        mine, its = weakref.ref(self), weakref.ref(student)
 
-    def _keep(self, student: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        self._inputs = None if args else inputs
+        def keep(called: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+            loss_function = mine()
+            if loss_function is not None and called is its():  # not a copy of the student, which has this hook too
+                loss_function._inputs = None if args else inputs
+
+        student.register_forward_pre_hook(keep, with_kwargs=True)
 
     def __call__(self, outputs: Any, labels: Tensor | None, num_items_in_batch: int | Tensor | None = None) -> Tensor:
         """outputs: of the student, with logits [B, T, classes]; labels: [B, T]; the loss: 0-d."""
@@ -303,10 +308,13 @@ def _loss_of_logits(
     return result
 
 
-def _predicted(labels: Tensor, position_ids: Tensor | None) -> Tensor:
+def _predicted(labels: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """labels [B, T], with IGNORED at each sequence's first token, which no token before it predicts."""
+    position_ids, mask = batch.get("position_ids"), batch.get("attention_mask")
     first = torch.zeros_like(labels, dtype=torch.bool)
     first[..., :1] = True
+    if isinstance(mask, Tensor) and mask.shape == labels.shape:
+        first[..., 1:] |= mask[..., :-1] == 0  # behind padding on the left
     if position_ids is not None and position_ids.dim() == 2 and position_ids.shape[-1] == labels.shape[-1]:
         first[..., 1:] |= position_ids[..., 1:] != position_ids[..., :-1] + 1
     return labels.masked_fill(first, IGNORED)
@@ -319,11 +327,11 @@ def _target(fn: str, labels: Tensor | None, inputs: Mapping[str, Any]) -> Tensor
         return shifted
     if labels is None:
         fail(fn, "labels", "labels in the batch", None)
-    return F.pad(_predicted(labels, inputs.get("position_ids")), (0, 1), value=IGNORED)[..., 1:]
+    return F.pad(_predicted(labels, inputs), (0, 1), value=IGNORED)[..., 1:]
 
 
 def _collate(collator: Callable[[list[Any]], Any], features: list[Any]) -> Any:
     batch = collator(features)
     if isinstance(batch.get("labels"), Tensor):
-        batch["labels"] = _predicted(batch["labels"], batch.get("position_ids"))
+        batch["labels"] = _predicted(batch["labels"], batch)
     return batch
