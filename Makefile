@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # One cmake for both builds: where another comes first on the path, the second would compile everything again.
 TOOLS := PATH="$(CURDIR)/$(BIN):$$PATH"
-BUILDING := TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cmake $(TOOLS)
-export TAMIS_TESTING ?= ON
+TAMIS_TESTING ?= ON
+BUILDING := TAMIS_TESTING=$(TAMIS_TESTING) TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cmake $(TOOLS)
 # Python is compiled where it is first imported: pip would compile all of torch, and without it every import takes seconds.
 PIP := python -m pip install -q --no-compile
 unexport PYTHONDONTWRITEBYTECODE
@@ -47,8 +47,17 @@ wheel-test: $(VENV)/installed
 	build/wheel/venv/bin/$(PIP) build/wheel/tamis-*.whl
 	cd build/wheel && venv/bin/python $(CURDIR)/tests/smoke.py && venv/bin/tamis doctor
 
+# The environment's torch. Where another is wanted it goes into the same environment, and all is built again.
+ifneq "$(TORCH)" "$(shell cat $(VENV)/torch 2>/dev/null)"
+.PHONY: $(VENV)/torch
+endif
+$(VENV)/torch:
+	mkdir -p $(VENV)
+	rm -rf $(VENV)/cmake
+	echo '$(TORCH)' > $@
+
 # Every environment is made once; the libraries are built again where a source changed (ninja decides).
-$(VENV)/installed: pyproject.toml
+$(VENV)/installed: pyproject.toml $(VENV)/torch
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/$(PIP) '$(TORCH)' 'setuptools>=77' cmake ninja pybind11 simde-py
 	$(BUILDING) $(BIN)/$(PIP) --no-build-isolation -e '.[dev]'

@@ -4,13 +4,14 @@ import itertools
 import json
 import math
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import tamis.benchmarks
 import torch
 from rich.console import Console
-from tamis.bench import Case, Route, run
+from tamis.bench import Case, Route, machine, plots, run, table
 from tamis.bench.machine import ALLOCATORS, allocator_environment, allocator_mode, header
 from tamis.bench.measure import Limits, Probes, alternate, measure, native_probes, quantile, relative_errors
 from tamis.bench.memory import peak_bytes
@@ -149,8 +150,30 @@ def result():
 
 
 def test_header(result):
-    keys = ["cpu", "cores", "caches", "isa", "huge_pages", "torch", "tamis", "commit", "python", "system", "date"]
-    assert list(result["header"]) == keys == list(header())
+    keys = ["cpu", "cores", "caches", "isa", "huge_pages", "environment", "torch", "tamis", "commit", "python"]
+    assert list(result["header"]) == [*keys, "system", "date"] == list(header())
+    assert set(run.HEADER) <= set(result["header"])
+
+
+def test_header_tells_what_is_set(result, monkeypatch):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
+    monkeypatch.setenv("TAMIS_HUGE_PAGES", "0")
+    now = header()
+    assert {"THP_MEM_ALLOC_ENABLE": "1", "TAMIS_HUGE_PAGES": "0"}.items() <= now["environment"].items()
+    assert "TAMIS_HUGE_PAGES=0; THP_MEM_ALLOC_ENABLE=1; " in table.machine(now)
+    del now["environment"]  # as before it was recorded
+    assert "=" not in table.machine(now)
+
+
+def test_commit_of_another_project_is_not_ours(monkeypatch, tmp_path):
+    inside = tmp_path / "venv" / "machine.py"
+    inside.parent.mkdir()
+    inside.touch()
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    identity = ["-c", "user.name=x", "-c", "user.email=x@y"]
+    subprocess.run(["git", "-C", tmp_path, *identity, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    monkeypatch.setattr(machine, "__file__", str(inside))
+    assert machine.commit() == "unknown"
 
 
 def test_schema(result):
@@ -185,6 +208,26 @@ def test_save_and_load(result, tmp_path):
 def test_load_refuses_other_files(text, tmp_path):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match="expected a result of schema"):
+        run.load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"header": {}}, "a header with cpu, .*, got {}"),
+        ({"header": 1}, "a header with cpu, .*, got 1"),
+        ({"rows": {}}, "a list of rows, got {}"),
+        ({"rows": [1]}, "rows with family, .*, got 1"),
+        ({"rows": [dict.fromkeys(run.KEY, 1)]}, "rows with family"),
+        ({"rows": [dict.fromkeys(run.KEY, 1) | {"shape": {}, "median_s": "1"}]}, "rows with family"),
+    ],
+)
+def test_load_refuses_other_contents(changes, words, tmp_path):
+    result = {"schema": run.SCHEMA, "header": dict.fromkeys(run.HEADER, 1), "rows": []}
+    (tmp_path / "x.json").write_text(json.dumps(result))
+    assert run.load(tmp_path / "x.json") == result
+    (tmp_path / "x.json").write_text(json.dumps(result | changes))
+    with pytest.raises(ValueError, match=words):
         run.load(tmp_path / "x.json")
 
 
@@ -225,6 +268,23 @@ def test_report_of_committed_results_is_committed(tmp_path):
         assert (HOME / path).read_bytes()[:4] == (tmp_path / path).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_plots_of_what_failed_and_of_nothing(result, tmp_path):
+    """tamis's own row failed: no ratio to it. A memory of 0, which the axis has not, is labelled as it is."""
+    rows = [row | {"beyond_bytes": 0} for row in result["rows"] if row["provider"] == "eager"]
+    failed = result | {"rows": [{k: v for k, v in row.items() if k != "ratio"} for row in rows]}
+    assert list(plots.kinds(failed)) == ["memory"]
+    assert list(plots.kinds(result)) == ["speed"]  # of dispatch too
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+    plots._draw_memory(axes, rows)
+    assert [text.get_text().strip() for text in axes.texts] == ["0"]
+    assert [plots.LEAST] in [list(line.get_xdata()) for line in axes.lines]
+    plots._draw_speed(axes, [row | {"ratio": ratio} for row in rows for ratio in (1.234, 123.4)])
+    assert [text.get_text().strip() for text in axes.texts[1:]] == ["1.23", "123"]
+
+
 def test_report(result):
     page = render([("machine", result)])
     assert "## machine" in page
@@ -241,3 +301,11 @@ def test_families_have_unique_cases(family):
     assert len(set(labels)) == len(labels) > 0
     quick = {case.label for case in cases(family, quick=True, peers=True)}
     assert quick <= set(labels)
+
+
+def test_only_float32_is_held_against_float32_rates():
+    from tamis.bench.worker import cases
+
+    linear = [case for case in cases("distill", quick=False, peers=False) if case.op.startswith("linear")]
+    assert {case.dtype for case in linear} == {"float32", "bfloat16"}
+    assert all((case.flops > 0) == (case.dtype == "float32") for case in linear)

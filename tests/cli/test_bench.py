@@ -1,19 +1,32 @@
-"""tamis bench: what it refuses before it measures."""
+"""tamis bench, report and demo: what they refuse before the work, and what they say where it fails."""
+
+import json
 
 import pytest
+import tamis.benchmarks
 import typer
-from tamis.cli import bench, report
+from tamis.bench import run as engine
+from tamis.cli import bench, demo, report
 from typer.testing import CliRunner
 
 app = typer.Typer()
 app.command()(bench.bench)
 app.command()(report.report)
+app.command()(demo.demo)
+
+HEADER = dict.fromkeys(engine.HEADER, "x")
+ROW = dict.fromkeys(engine.KEY, "x") | {"shape": {"rows": 1}, "threads": 1, "allocator": "kept", "median_s": 1.0}
+RESULT = {"schema": engine.SCHEMA, "header": HEADER, "rows": [ROW | {"provider": "tamis", "ratio": 1.0}]}
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["bench", "nothing"], "expected one of distill"),
+        (["bench", "nothing"], "family: expected one of distill"),
         (["bench", "--only", "("], "--only: expected a regular expression, got ("),
         (["bench", "--allocator", "huge"], "--allocator: expected one of default, kept, both, got huge"),
         (["bench", "--threads", "0"], "--threads: expected all, or counts of 1 to"),
@@ -25,9 +38,56 @@ app.command()(report.report)
         (["bench", "--compare", __file__], "test_bench.py: expected a result, got"),
         (["report", "--out", "/no/such/file"], "'--out': expected a file that can be written"),
         (["report", "--results", "/no/such/folder"], "'--results': "),
+        (["demo", "--seed", "99999999999999999999999"], "'--seed': "),
+        (["demo", "--text", "/no/such/file"], "'--text': "),
     ],
 )
 def test_bad_options_are_named(arguments, words):
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    result = invoke(*arguments)
     assert result.exit_code == 2
     assert words in result.output
+
+
+def test_a_worker_that_fails_is_one_line(monkeypatch):
+    monkeypatch.setenv("TAMIS_ISA", "foo")
+    result = invoke("bench", "--quick", "--only", "dispatch")
+    assert result.exit_code == 1
+    assert result.output.count("\n") == 1
+    assert "tamis.bench: RuntimeError: " in result.output and "foo" in result.output
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    monkeypatch.setattr(engine, "run", lambda *args, **kwargs: RESULT)
+
+
+def test_a_result_that_cannot_be_written_is_shown(measured):
+    result = invoke("bench", "--json", "/dev/full")
+    assert result.exit_code == 1
+    assert "x tamis" in result.output  # the table
+    assert "--json: expected a file that can be written, got [Errno 28]" in result.output
+
+
+def test_an_earlier_result_survives_a_failure(measured, monkeypatch, tmp_path):
+    earlier, link = tmp_path / "a.json", tmp_path / "b.json"
+    earlier.write_text("before")
+    link.symlink_to(earlier)
+
+    def full(path, text):
+        path.open("w").close()
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_text", full)
+        assert invoke("bench", "--json", str(link)).exit_code == 1
+    assert earlier.read_text() == "before"
+    assert invoke("bench", "--json", str(link)).exit_code == 0
+    assert link.is_symlink() and json.loads(earlier.read_text()) == RESULT
+    assert set(tmp_path.iterdir()) == {earlier, link}
+
+
+def test_report_of_an_installed_package_wants_a_place(monkeypatch, tmp_path):
+    monkeypatch.setattr(tamis.benchmarks, "__path__", [str(tmp_path / "tamis" / "benchmarks")])
+    result = invoke("report")
+    assert result.exit_code == 2
+    assert "--out: expected a file" in result.output

@@ -35,8 +35,16 @@ def test_every_backend_has_a_reason():
 
 def test_text():
     text = run()
-    for word in ("tamis", "built", "torch", "cpu", "triton", "cuda", "allocator", "huge pages"):
+    for word in ("tamis", "built", "torch", "processor", "cpu", "triton", "cuda", "allocator", "huge pages"):
         assert word in text
+
+
+def test_text_keeps_brackets_and_names_the_environment(monkeypatch):
+    monkeypatch.setattr(doctor, "_triton", lambda: doctor.Backend(False, "pip install 'tamis[triton]'"))
+    monkeypatch.setenv("TAMIS_BACKEND", "reference")
+    text = run()
+    assert "off: pip install 'tamis[triton]'" in text
+    assert "TAMIS_BACKEND=reference" in text
 
 
 def test_forced_isa_is_named(monkeypatch):
@@ -56,7 +64,7 @@ def test_missing_triton(monkeypatch):
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     live, reason = doctor.backends()["triton"]
     assert not live
-    assert "pip install tamis[triton]" in reason
+    assert "pip install 'tamis[triton]'" in reason
 
 
 def test_interpreter_counts_as_live(monkeypatch):

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,23 @@ def test_libraries_use_the_stable_abi_alone(library):
     assert len(foreign) > 10
     assert not (bad := sorted(name for name in foreign if not ALLOWED.match(name))), bad
     assert not any(re.search(r"_ZNK?(2at|3c10|5torch)", name) for name in foreign)
+
+
+@pytest.mark.skipif(shutil.which("make") is None or not (ROOT / ".git").exists(), reason="needs make and a checkout")
+def test_another_torch_is_installed_again(tmp_path):
+    """Into the environment that is there; only where it is another."""
+
+    def steps(torch, venv):
+        command = ["make", "-n", "build", f"TORCH={torch}", f"VENV={venv}"]
+        environment = {k: v for k, v in os.environ.items() if k != "MAKEFLAGS"}  # of `make test TORCH=...`
+        return subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
+
+    (tmp_path / "torch").write_text("torch==2.13.0\n")
+    (tmp_path / "installed").touch()
+    assert "pip install" not in steps("torch==2.13.0", tmp_path)
+    assert "pip install -q --no-compile 'torch==2.14.1'" in steps("torch==2.14.1", tmp_path)
+    assert "pip install" in steps("torch==2.13.0", tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
 
 
 def python(code, **environment):

@@ -442,5 +442,5 @@ def test_example_runs(monkeypatch, capsys):
 def test_says_what_to_install_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "tamis.integrations.transformers")
-    with pytest.raises(ImportError, match=r"tamis.integrations.transformers: .* pip install tamis\[transformers\]"):
+    with pytest.raises(ImportError, match=r"tamis.integrations.transformers: .* pip install 'tamis\[transformers\]'"):
         importlib.import_module("tamis.integrations.transformers")

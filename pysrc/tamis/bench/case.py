@@ -32,7 +32,8 @@ class Case:
         setup: makes the inputs, once.
         truth: the results in float64, in the order that every route returns them.
         read, written: bytes of memory that any implementation must move at least, each counted once.
-        exponentials, flops: that any implementation must take at least, flops in float32.
+        exponentials, flops: that any implementation must take at least. flops are held against float32 multiply-adds:
+            0 for half precision, which has faster instructions of its own.
         results: bytes of the results, where what a route takes beyond them is worth telling.
         calls: a sample is the mean of so many in a row, preparation included: for calls of microseconds.
     """

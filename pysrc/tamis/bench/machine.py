@@ -40,14 +40,21 @@ def huge_pages() -> str:
     return text[text.index("[") + 1 : text.index("]")]
 
 
+def environment() -> dict[str, str]:
+    """What is set that decides figures: tamis's own variables, and torch's huge pages."""
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith("TAMIS_") or k == "THP_MEM_ALLOC_ENABLE"}
+
+
 def commit() -> str:
     """The checkout this code lies in, `+` if it was changed since; unknown outside one."""
+    here = Path(__file__).resolve()
 
     def git(*args: str) -> str:
-        command = ["git", "-C", str(Path(__file__).resolve().parent), *args]
+        command = ["git", "-C", str(here.parent), *args]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "--", here.name)  # else an environment inside another project's checkout
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/csrc", ":/kernels", ":/pysrc")
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
@@ -66,6 +73,7 @@ def header() -> dict[str, Any]:
         "caches": _native.cache_sizes(),
         "isa": isa(),
         "huge_pages": huge_pages(),
+        "environment": environment(),
         "torch": torch.__version__,
         "tamis": tamis.__version__,
         "commit": commit(),

@@ -8,6 +8,7 @@ from .run import Result, Row
 
 ALLOCATOR = "kept"  # of what is drawn, where it was measured
 OURS = "tamis"
+LEAST = 0.1  # MB that a plot tells apart: of less, the measurement is not sure
 
 
 def drawn(rows: list[Row]) -> list[Row]:
@@ -18,8 +19,8 @@ def drawn(rows: list[Row]) -> list[Row]:
 
 
 def _speed(rows: list[Row]) -> list[Row]:
-    single = {"growth", "dispatch"}
-    return [row for row in rows if row["mode"] not in single and not row["provider"].startswith(OURS)]
+    """Where tamis itself failed there is no ratio."""
+    return [row for row in rows if row["mode"] != "growth" and not row["provider"].startswith(OURS) and "ratio" in row]
 
 
 def _memory(rows: list[Row]) -> list[Row]:
@@ -35,12 +36,19 @@ def _name(row: Row) -> str:
     return f"{row['op']}{mode}\n{' x '.join(str(n) for n in row['shape'].values())} {row['dtype']}"
 
 
-def _short(value: float) -> str:
+def _ratio(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def _megabytes(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _bars(axes: Any, rows: list[Row], value: Callable[[Row], float]) -> None:
-    """A group a case, a bar a provider."""
+def _dots(
+    axes: Any, rows: list[Row], value: Callable[[Row], float], label: Callable[[float], str], least: float
+) -> None:
+    """A group a case, a line a provider. Bars would have no foot on a logarithmic axis; what is below `least`, as 0
+    is, stands at it."""
     cases = list(dict.fromkeys(map(_name, rows)))
     providers = list(dict.fromkeys(row["provider"] for row in rows))
     at = 0.0
@@ -48,29 +56,42 @@ def _bars(axes: Any, rows: list[Row], value: Callable[[Row], float]) -> None:
     for case in cases:
         mine = [row for row in rows if _name(row) == case]
         for k, row in enumerate(mine):
-            colour = f"C{providers.index(row['provider'])}"
-            axes.barh(at + k, value(row), color=colour)
-            axes.annotate(f" {_short(value(row))}", (value(row), at + k), va="center", fontsize=7)
+            place = max(value(row), least), at + k
+            axes.axhline(at + k, color="0.92", linewidth=0.8, zorder=0)
+            axes.plot(*place, "o", color=f"C{providers.index(row['provider'])}", markersize=5)
+            axes.annotate(f"   {label(value(row))}", place, va="center", fontsize=7)
         ticks.append(at + (len(mine) - 1) / 2)
         at += len(mine) + 1
     for k, provider in enumerate(providers):
-        axes.barh(0, 0, color=f"C{k}", label=provider)
+        axes.plot([], [], "o", color=f"C{k}", label=provider)
     axes.set_yticks(ticks, cases, fontsize=7)
     axes.invert_yaxis()
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    _logarithmic(axes)
+
+
+def _logarithmic(axes: Any) -> None:
+    """The x axis, in plain numbers and a light grid."""
     axes.set_xscale("log")
     axes.margins(x=0.12)
-    axes.legend(fontsize=8)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
+    axes.tick_params(axis="x", which="both", labelsize=8)
+    axes.grid(axis="x", which="both", color="0.92")
+    axes.set_axisbelow(True)
 
 
 def _draw_speed(axes: Any, rows: list[Row]) -> None:
-    _bars(axes, rows, lambda row: float(row["ratio"]))
+    _dots(axes, rows, lambda row: float(row["ratio"]), _ratio, 1e-3)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("time over tamis's in the same rounds")
 
 
 def _draw_memory(axes: Any, rows: list[Row]) -> None:
-    _bars(axes, rows, lambda row: max(row["beyond_bytes"], 1e5) / 1e6)
-    axes.set_xlabel("MB beyond inputs and results")
+    _dots(axes, rows, lambda row: float(row["beyond_bytes"]) / 1e6, _megabytes, LEAST)
+    small = any(row["beyond_bytes"] < LEAST * 1e6 for row in rows)
+    axes.set_xlabel("MB beyond inputs and results" + f"; {LEAST:g} is that or less" * small)
 
 
 def _draw_growth(axes: Any, rows: list[Row]) -> None:

@@ -1,6 +1,7 @@
 """A whole benchmark: workers one after the other, their rows in one result."""
 
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -14,9 +15,14 @@ from .worker import Job
 
 SCHEMA = 1
 KEY = ("family", "op", "mode", "shape", "dtype", "threads", "allocator", "provider")  # of a row
+HEADER = ("cpu", "cores", "isa", "huge_pages", "torch", "tamis", "commit", "date")  # that every header has
 
 Result = dict[str, Any]  # {"schema", "header", "rows"}
 Row = dict[str, Any]
+
+
+class WorkerFailed(RuntimeError):
+    """A worker did not finish; the message says why."""
 
 
 def families() -> list[str]:
@@ -34,7 +40,7 @@ def run(
     peers: bool = False,
     only: str = "",
 ) -> Result:
-    """Every family in every allocator mode at every thread count, each in its own process."""
+    """Every family in every allocator mode at every thread count, each in its own process. Raises WorkerFailed."""
     result: Result = {"schema": SCHEMA, "header": {}, "rows": []}
     for family in names:
         for allocator in allocators:
@@ -52,7 +58,12 @@ def _worker(job: Job, allocator: str) -> Result:
         job["out"] = str(out)
         environment = allocator_environment(allocator) | {"OMP_NUM_THREADS": str(job["threads"])}
         command = [sys.executable, "-m", "tamis.bench.worker", json.dumps(job)]
-        subprocess.run(command, env=environment, check=True)
+        # Progress goes on to stderr as it comes; the rest waits, for of a traceback only the last line is wanted.
+        done = subprocess.run(command, env=environment, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace")
+        if done.returncode:
+            last = done.stderr.strip().rpartition("\n")[2]
+            raise WorkerFailed(f"tamis.bench: {last or f'worker ended with status {done.returncode}'}")
+        sys.stderr.write(done.stderr)
         part: Result = json.loads(out.read_text())
         return part
 
@@ -65,7 +76,21 @@ def save(result: Result, path: Path) -> None:
     """One row a line, so that a diff shows what moved."""
     rows = ",\n".join("  " + json.dumps(_rounded(row)) for row in result["rows"])
     header = json.dumps(result["header"], indent=1).replace("\n", "\n ")
-    path.write_text(f'{{\n "schema": {result["schema"]},\n "header": {header},\n "rows": [\n{rows}\n ]\n}}\n')
+    write(f'{{\n "schema": {result["schema"]},\n "header": {header},\n "rows": [\n{rows}\n ]\n}}\n', path)
+
+
+def write(text: str, path: Path) -> None:
+    """All or nothing: beside it first, so that a full disk leaves an earlier file as it was."""
+    place = path.resolve()  # a link stays one
+    if (place.exists() and not place.is_file()) or not os.access(place.parent, os.W_OK):
+        place.write_text(text)  # a device or a pipe, or no room beside it
+        return
+    part = place.with_name(f"{place.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text)
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _rounded(row: Row) -> Row:
@@ -81,9 +106,21 @@ def load(path: Path) -> Result:
     schema = result.get("schema") if isinstance(result, dict) else None
     if schema != SCHEMA:
         raise ValueError(f"tamis.bench: {path}: expected a result of schema {SCHEMA}, got {schema}")
-    if not {"header", "rows"} <= set(result):
-        raise ValueError(f"tamis.bench: {path}: expected a header and rows, got {', '.join(result)}")
+    header, rows = result.get("header"), result.get("rows")
+    if not isinstance(header, dict) or not set(HEADER) <= set(header):
+        raise ValueError(f"tamis.bench: {path}: expected a header with {', '.join(HEADER)}, got {str(header)[:80]}")
+    if not isinstance(rows, list):
+        raise ValueError(f"tamis.bench: {path}: expected a list of rows, got {str(rows)[:80]}")
+    for row in rows:
+        if not _is_row(row):
+            raise ValueError(f"tamis.bench: {path}: expected rows with {', '.join(KEY)}, got {str(row)[:80]}")
     return result
+
+
+def _is_row(row: object) -> bool:
+    if not isinstance(row, dict) or not set(KEY) <= set(row):
+        return False
+    return isinstance(row["shape"], dict) and isinstance(row.get("median_s", 0.0), (int, float))
 
 
 def compare(old: Iterable[Row], new: Iterable[Row]) -> list[tuple[Row, float]]:

@@ -68,14 +68,15 @@ def title(row: Row) -> str:
 
 
 def machine(header: Row) -> str:
+    settings = "".join(f"{k}={v}; " for k, v in header.get("environment", {}).items())
     return (
-        f"{header['cpu']}, {header['cores']} cores, {header['isa']}, huge pages {header['huge_pages']}; "
+        f"{header['cpu']}, {header['cores']} cores, {header['isa']}, huge pages {header['huge_pages']}; {settings}"
         f"torch {header['torch']}, tamis {header['tamis']} at {header['commit']}; {header['date']}"
     )
 
 
 def show(result: Result, console: Console) -> None:
-    console.print(machine(result["header"]))
+    console.print(machine(result["header"]), markup=False)
     tables: dict[str, list[Row]] = {}
     for row in result["rows"]:
         tables.setdefault(title(row), []).append(row)
@@ -91,7 +92,7 @@ def show(result: Result, console: Console) -> None:
 
 def show_comparison(old: Result, new: Result, console: Console) -> None:
     """Ratios to an older file: above 1 is faster now."""
-    console.print(f"before: {machine(old['header'])}\nnow:    {machine(new['header'])}")
+    console.print(f"before: {machine(old['header'])}\nnow:    {machine(new['header'])}", markup=False)
     table = Table(title="old time / new time", title_justify="left")
     for heading in ("case", "provider", "now", "old / new"):
         table.add_column(heading)

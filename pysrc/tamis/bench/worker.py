@@ -1,4 +1,4 @@
-"""One family, one allocator mode, one thread count, in a process of its own; prints nothing but progress.
+"""One family, one allocator mode, one thread count, in a process of its own; prints its progress.
 
 `python -m tamis.bench.worker '{"family": "distill", ...}'`, started by `run.py`.
 """
@@ -40,7 +40,7 @@ def work(job: Job) -> dict[str, Any]:
     for case in cases(job["family"], quick=job["quick"], peers=job["peers"]):
         if not re.search(job["only"], case.label):
             continue
-        print(f"{allocator_mode()} allocator, threads {job['threads']}: {case.label}", file=sys.stderr, flush=True)
+        print(f"{allocator_mode()} allocator, threads {job['threads']}: {case.label}", flush=True)
         torch.compiler.reset()  # each shape is compiled for itself, as a training run would
         probes = native_probes(case, head["isa"], job["threads"])
         for row in measure(case, QUICK if job["quick"] else FULL, probes):

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from .paths import writable
+from .paths import stop, writable
 
 MODES = ("default", "kept", "both")
 
 
 def bench(
     family: Annotated[str, typer.Argument(help="One family; all where none is named.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="A few shapes on one thread, under a minute.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The empty call and one shape, one thread: half a minute.")
+    ] = False,
     peers: Annotated[bool, typer.Option("--peers", help="Also other libraries, and other ways in torch.")] = False,
     json: Annotated[Path | None, typer.Option("--json", callback=writable, help="Write the result here.")] = None,
     compare: Annotated[
@@ -37,7 +39,7 @@ def bench(
 
     known = engine.families()
     if family and family not in known:
-        raise typer.BadParameter(f"expected one of {', '.join(known)}, got {family}")
+        raise typer.BadParameter(f"family: expected one of {', '.join(known)}, got {family}")
     if allocator and allocator not in MODES:
         raise typer.BadParameter(f"--allocator: expected one of {', '.join(MODES)}, got {allocator}")
     try:
@@ -50,24 +52,30 @@ def bench(
         earlier = engine.load(compare) if compare else None
     except ValueError as error:
         raise typer.BadParameter(f"--compare: {error}") from None
-    result = engine.run(
-        [family] if family else known,
-        threads=list(dict.fromkeys(counts)),
-        allocators=tuple(ALLOCATORS) if allocator == "both" else (allocator,),
-        quick=quick,
-        peers=peers,
-        only=only,
-    )
+    try:
+        result = engine.run(
+            [family] if family else known,
+            threads=list(dict.fromkeys(counts)),
+            allocators=tuple(ALLOCATORS) if allocator == "both" else (allocator,),
+            quick=quick,
+            peers=peers,
+            only=only,
+        )
+    except engine.WorkerFailed as error:
+        raise stop(str(error)) from None
     if not result["rows"]:
         raise typer.BadParameter(f"--only: expected an expression that finds a case, got {only}")
-    if json:
-        engine.save(result, json)
     console = Console()
     if not console.is_terminal:  # a file has no width
         console = Console(width=150)
     show(result, console)
     if earlier:
         show_comparison(earlier, result, console)
+    if json:
+        try:
+            engine.save(result, json)
+        except OSError as error:
+            raise stop(f"tamis.bench: --json: expected a file that can be written, got {error}") from None
 
 
 def _threads(word: str, every: int) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .paths import writable
+from .paths import stop, writable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 
 
 def demo(
-    seed: Annotated[int, typer.Option(help="Of the weights, the batches and the held-out text.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the weights, the batches and the held-out text.")
+    ] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Of the teacher, and of each student.")] = 80,
     threads: Annotated[int, typer.Option(min=0, help="0: as many as torch would use.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", callback=writable, help="Write the result here.")] = None,
-    text: Annotated[Path | None, typer.Option(help="A text of your own instead of Python's documentation.")] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Your own text, not Python's documentation."),
+    ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also plain torch under torch.compile.")] = False,
     no_bench: Annotated[bool, typer.Option("--no-bench", help="Leave out the benchmark at the end.")] = False,
 ) -> None:
@@ -36,6 +41,7 @@ def demo(
         TimeRemainingColumn,
     )
 
+    from ..bench.run import write
     from ..pipelines.data import PYTHON_DOCS, MissingData
     from ..pipelines.demo import Settings, run
 
@@ -75,7 +81,10 @@ def demo(
     console.print(_table(result))
     console.print(_words(result))
     if json:
-        json.write_text(json_module.dumps(result.to_json(), indent=1) + "\n")
+        try:
+            write(json_module.dumps(result.to_json(), indent=1) + "\n", json)
+        except OSError as error:
+            raise stop(f"tamis.demo: --json: expected a file that can be written, got {error}") from None
     if not no_bench:
         console.print("\n[bold]tamis bench distill --quick[/bold]")
         importlib.import_module("tamis.cli.bench").bench("distill", quick=True)

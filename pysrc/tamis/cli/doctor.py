@@ -50,7 +50,7 @@ def _triton() -> Backend:
     from ..common.backend import interpreted
 
     if importlib.util.find_spec("triton") is None:
-        return Backend(False, "triton is not installed: pip install tamis[triton]")
+        return Backend(False, "triton is not installed: pip install 'tamis[triton]'")
     if interpreted():
         return Backend(True, "interpreted on CPU tensors (TRITON_INTERPRET=1): for tests")
     missing = _device()
@@ -110,7 +110,7 @@ def examination() -> dict[str, Any]:
 
     import tamis
 
-    from ..bench.machine import allocator_mode, commit, huge_pages
+    from ..bench.machine import allocator_mode, commit, environment, huge_pages
 
     native = _native()
     live = backends()
@@ -134,7 +134,7 @@ def examination() -> dict[str, Any]:
             "huge_pages": huge_pages(),
             "advised": os.environ.get("TAMIS_HUGE_PAGES", "1") != "0",
         },
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("TAMIS_")},
+        "environment": environment(),
     }
 
 
@@ -146,10 +146,11 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fals
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, text in lines(found):
-        table.add_row(name, text)
+        table.add_row(name, Text(text))  # what is in brackets is no markup
     Console().print(table)
 
 
@@ -163,7 +164,7 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("built", f"CPU {', '.join(built['isa'])}; CUDA {', '.join(built['cuda']) or 'no'}; torch {built['torch']}"),
         ("torch", f"{torch['version']}, CUDA {torch['cuda'] or 'no'}, {torch['threads']} threads"),
         ("python", f"{found['python']}, {found['system']}"),
-        ("cpu", cpu.get("missing") or f"{cpu['cpu']}: runs {', '.join(cpu['runs'])}"),
+        ("processor", cpu.get("missing") or f"{cpu['cpu']}: runs {', '.join(cpu['runs'])}"),
         ("features", " ".join(features)),
         ("caches", ", ".join(f"{k} {v >> 10} KiB" for k, v in cpu.get("caches", {}).items())),
     ]
@@ -173,4 +174,6 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("allocator", memory["allocator"]))
     advised = "advised" if memory["advised"] else "not advised"
     rows.append(("huge pages", f"{memory['huge_pages']}; {advised} for large results"))
+    if found["environment"]:
+        rows.append(("environment", " ".join(f"{k}={v}" for k, v in found["environment"].items())))
     return rows

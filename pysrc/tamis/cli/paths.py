@@ -1,9 +1,15 @@
-"""Options that name files: wrong ones are refused before the work, not after it."""
+"""Options that name files, which are refused before the work, not after it; and the end of a command that failed."""
 
 import os
 from pathlib import Path
 
 import typer
+
+
+def stop(message: str) -> typer.Exit:
+    """To be raised: says what is wrong, without a traceback."""
+    typer.echo(message, err=True)
+    return typer.Exit(1)
 
 
 def makeable(path: Path) -> Path:

@@ -10,7 +10,8 @@ from .paths import writable
 
 def report(
     out: Annotated[
-        Path | None, typer.Option("--out", callback=writable, help="The page; by default benchmarks/README.md.")
+        Path | None,
+        typer.Option("--out", callback=writable, help="The page; in a checkout benchmarks/README.md."),
     ] = None,
     results: Annotated[
         Path | None,
@@ -22,7 +23,9 @@ def report(
 
     from ..bench.report import report as write
 
-    home = Path(next(iter(tamis.benchmarks.__path__)))
+    home = Path(next(iter(tamis.benchmarks.__path__))).resolve()
+    if out is None and not (home.parent / "pyproject.toml").is_file():  # not into site-packages
+        raise typer.BadParameter("--out: expected a file, as this tamis is no checkout, got none")
     try:
         write(results or home / "results", out or home / "README.md")
     except ModuleNotFoundError as error:

@@ -57,7 +57,7 @@ def choose(fn: str, impl: str, tensor: Tensor, *, cuda_kernels: bool = False) ->
         if device != "cuda" and not interpreted():
             fail(fn, forced, "CUDA tensors for triton (or TRITON_INTERPRET=1)", device)
         if importlib.util.find_spec("triton") is None:
-            fail(fn, forced, "triton installed: pip install tamis[triton]", "none", ImportError)
+            fail(fn, forced, "triton installed: pip install 'tamis[triton]'", "none", ImportError)
     if wanted == "cuda" and (device != "cuda" or not cuda_kernels):
         fail(fn, forced, "an op with a CUDA C++ kernel, and CUDA tensors, for cuda", f"{fn} on {device}")
     kernel = {"cpu": "simd", "triton": f"{fn}_kernel", "reference": "plain torch"}.get(wanted, fn)

@@ -19,10 +19,11 @@ def explained_by(op: str, more: Callable[..., Choice]) -> None:
 def explain(op: str, *args: object, impl: str = "auto", **kwargs: object) -> Choice:
     """Choice(backend, kernel, reason) of `tamis.<family>.<op>(*args, impl=impl, **kwargs)`, which is not run.
 
-    The op's first argument decides, by its device; the others are taken as they are, not checked.
+    The op's first argument decides, by its device, and for the linear losses all arguments, by their shapes, dtypes and
+    options. No value is checked but the first argument's type.
 
     Raises:
-        TypeError: that argument is no tensor.
+        TypeError: that argument is no tensor; for the linear losses, a missing or an unknown argument.
         ValueError: no such public op, or an `impl` that cannot serve the device.
     """
     public = [name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("tamis::")]
@@ -32,4 +33,10 @@ def explain(op: str, *args: object, impl: str = "auto", **kwargs: object) -> Cho
     if choice.backend == "cpu":
         choice = choice._replace(kernel=f"{choice.kernel} {isa()}")
     more: Any = _more.get(op)
-    return more(choice, *args, **kwargs) if more and choice.backend != "reference" else choice
+    if not more or choice.backend == "reference":
+        return choice
+    try:
+        explained: Choice = more(choice, *args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"tamis.explain: {op}: {error}") from error
+    return explained

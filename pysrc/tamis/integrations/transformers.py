@@ -24,8 +24,8 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "transformers":
         raise  # what it needs itself
-    message = "tamis.integrations.transformers: expected transformers and accelerate: pip install tamis[transformers]"
-    raise ImportError(message) from error
+    what = "transformers and accelerate: pip install 'tamis[transformers]'"
+    raise ImportError(f"tamis.integrations.transformers: expected {what}") from error
 
 IGNORED = -100  # the label that Trainer does not count
 _NOT_THE_TEACHERS = ("labels", "shift_labels", "num_items_in_batch", "logits_to_keep", "output_hidden_states")
