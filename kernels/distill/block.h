@@ -17,8 +17,7 @@ int64_t bad_index(const int64_t* indices, int64_t entries, int64_t classes, int6
 namespace {
 
 constexpr int64_t kBlock = 1024;  // elements
-constexpr int64_t kAhead =
-    4096;  // bytes from what is exponentiated to what is prefetched; past a row's end lies the next
+constexpr int64_t kAhead = 4096;  // bytes from what is read to what is prefetched; past a row's end lies the next
 
 template <class R>
 struct Transform {  // LogitTransform, for vectors

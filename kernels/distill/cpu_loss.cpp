@@ -8,9 +8,9 @@
 // the gradient only rescales it by block; the next block is prefetched while this one is exponentiated; a block of the
 // last row's gradient is written just before its slot in the scratch is filled again, so that reads, arithmetic and
 // writes overlap; a large gradient goes past the caches. What a divergence does with a row is in cpu_form.cpp.
-// Beside the floor stands the scratch, 16 bytes a class through L2 (a and b, out and in): on a Zen 4 forward_kl takes
-// 0.66 ns a class, of which 0.39 without a gradient and 0.31 with all of it in L1, where moving 12 bytes takes 0.36.
-// logit_mse needs neither sums nor scratch: 0.39.
+// Beside the floor stands the scratch, 16 bytes a class through L2 (a and b, out and in). On a Zen 4 with AVX-512, 256
+// x 50257, one thread (benchmarks/results/zen4-v4x.json): forward_kl 0.70 ns a class, without a gradient 0.41, where
+// moving its 12 bytes takes 0.33; logit_mse, which needs neither sums nor scratch, 0.36.
 #include "walk.h"
 
 namespace tamis::TAMIS_ISA {

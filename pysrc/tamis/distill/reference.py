@@ -208,9 +208,9 @@ def linear_distill_loss(
     """distill_loss of logits that are made whole; without a teacher cross-entropy, alpha being 0."""
     *options, return_stats = options_and_stats
     logits = F.linear(student_hidden, student_weight, student_bias)
-    teacher = logits if teacher_hidden is None or teacher_weight is None else None
-    if teacher is None:
-        teacher = F.linear(teacher_hidden, teacher_weight, teacher_bias)  # type: ignore[arg-type]
+    teacher = logits
+    if teacher_hidden is not None and teacher_weight is not None:
+        teacher = F.linear(teacher_hidden, teacher_weight, teacher_bias)
     arguments: Any = (logits, teacher.detach(), target, *options, False, return_stats)
     return distill_loss(*arguments)
 
