@@ -2,7 +2,9 @@
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
+#include <atomic>
 #include <cstdlib>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -15,6 +17,7 @@ namespace tamis {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
 
 // `what` names an argument in errors: "tamis.distill_loss: student_logits".
 inline Dtype dtype_of(const char* what, const Tensor& t) {
@@ -104,6 +107,15 @@ inline std::optional<Matrix> walk(const Tensor& t) {
   }
 }
 
+// How a kernel is given them.
+inline Matrix first_classes(const Tensor& t, int64_t classes) {
+  Matrix m = *walk(t);
+  m.classes = classes;
+  return m;
+}
+
+inline LogitTransform transform(double scale, std::optional<double> cap) { return {scale, cap.value_or(0)}; }
+
 // Checked logits; copied only where walk() cannot.
 inline Tensor logits(const char* what, const Tensor& t) {
   STD_TORCH_CHECK(t.is_cpu(), what, ": expected a CPU tensor");
@@ -148,5 +160,17 @@ class Scratch {
  private:
   void* data_;
 };
+
+// Runs a kernel over rows, on all threads.
+using RowsKernel = std::function<void(int64_t begin, int64_t end, void* scratch)>;
+inline void over_rows(const char* what, int64_t rows, int64_t classes, int64_t scratch_bytes,
+                      const RowsKernel& kernel) {
+  std::atomic<bool> starved{false};
+  torch::stable::parallel_for(0, rows, grain(classes), [&](int64_t begin, int64_t end) {
+    const Scratch scratch(scratch_bytes);
+    scratch.data() ? kernel(begin, end, scratch.data()) : starved.store(true);
+  });
+  STD_TORCH_CHECK(!starved, what, ": out of memory");
+}
 
 }  // namespace tamis

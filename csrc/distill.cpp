@@ -29,8 +29,6 @@ std::pair<uintptr_t, uintptr_t> extent(const Tensor& t, int64_t width) {
   return {begin, begin + elements * t.element_size()};
 }
 
-LogitTransform transform(double scale, std::optional<double> cap) { return {scale, cap.value_or(0)}; }
-
 const int64_t kStats = 11;
 
 struct Stats {
@@ -163,15 +161,6 @@ void check_overwritable(const Rows& r, const Tensor& student_logits, const Tenso
   const auto mine = extent(r.student, r.width), other = extent(teacher, width);
   STD_TORCH_CHECK(mine.second <= other.first || other.second <= mine.first, r.names.op, ": overwrite_logits: expected ",
                   r.names.teacher, " in memory apart from student_logits");
-}
-
-void over_rows(const char* what, int64_t rows, int64_t classes, int64_t scratch_bytes, const RowsKernel& kernel) {
-  std::atomic<bool> starved{false};
-  torch::stable::parallel_for(0, rows, grain(classes), [&](int64_t begin, int64_t end) {
-    const Scratch scratch(scratch_bytes);
-    scratch.data() ? kernel(begin, end, scratch.data()) : starved.store(true);
-  });
-  STD_TORCH_CHECK(!starved, what, ": out of memory");
 }
 
 Tensors reduced(Rows& r, Gradient kind, const std::string& reduction, const std::optional<Tensor>& num_items_in_batch,

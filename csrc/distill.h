@@ -6,18 +6,10 @@
 
 namespace tamis {
 
-using Tensors = std::vector<Tensor>;
-
 // What an op and its models are called in errors.
 struct Names {
   const char *op, *student, *teacher;
 };
-
-inline Matrix first_classes(const Tensor& t, int64_t classes) {
-  Matrix m = *walk(t);
-  m.classes = classes;
-  return m;
-}
 
 // jsd with beta 0 is forward_kl and with 1 reverse_kl: by convention, the formula would give 0.
 Divergence divergence_of(const char* what, const std::string& name, double beta);
@@ -47,10 +39,6 @@ LossKernel loss_kernel(const Rows& r);
 // Whether the gradient may be written over the logits as they lie: rows that do not overlap, and the teacher's numbers
 // apart, `width` of each row.
 void check_overwritable(const Rows& r, const Tensor& student_logits, const Tensor& teacher, int64_t width);
-
-// Runs the kernel over the rows, on all threads.
-using RowsKernel = std::function<void(int64_t begin, int64_t end, void* scratch)>;
-void over_rows(const char* what, int64_t rows, int64_t classes, int64_t scratch_bytes, const RowsKernel& kernel);
 
 enum class Gradient { none, fresh, over_logits };
 

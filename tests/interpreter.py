@@ -10,8 +10,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from tamis.common import cuda
 from tamis.distill import cuda_rows
-from tamis.kernels.distill import launch
+from tamis.kernels.common import launch
 
 INNER = os.environ.get("TRITON_INTERPRET") == "1"
 inner = pytest.mark.skipif(not INNER, reason="runs in its own process, with TRITON_INTERPRET=1")
@@ -48,8 +49,8 @@ def patched_once():
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(launch, "LANES", 8)
-    for name, value in {"PROGRAMS": 2, "ROWS_BLOCK": 4}.items():
-        monkeypatch.setattr(cuda_rows, name, value)
+    monkeypatch.setattr(cuda, "PROGRAMS", 2)
+    monkeypatch.setattr(cuda_rows, "ROWS_BLOCK", 4)
 
 
 def logits(*shape, scale=3.0, seed=0, dtype=torch.float32):

@@ -13,4 +13,8 @@ struct Matrix {
   int64_t classes, stride, group, group_stride;
 };
 
+struct LogitTransform {  // x -> cap * tanh(scale * x / cap); cap 0: scale * x
+  double scale, cap;
+};
+
 }  // namespace tamis

@@ -5,10 +5,6 @@
 
 namespace tamis {
 
-struct LogitTransform {  // x -> cap * tanh(scale * x / cap); cap 0: scale * x
-  double scale, cap;
-};
-
 enum Divergence {
   kForwardKl,
   kReverseKl,

@@ -6,7 +6,7 @@ Floor: both logits read once, the gradient written once. A gradient reads its ro
 import triton
 import triton.language as tl
 
-from .triton_blocks import INF, NAN, fill_row, lanes_of, model_of, start_of
+from ..common.triton_blocks import INF, NAN, fill_row, lanes_of, model_of, start_of
 from .triton_rows import (
     ALONE,
     asked,

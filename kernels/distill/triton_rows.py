@@ -8,7 +8,7 @@ probabilities: they read the row once more.
 import triton
 import triton.language as tl
 
-from .triton_blocks import INF, load, rescale, shift_of, store_gradient, transformed
+from ..common.triton_blocks import INF, load, rescale, shift_of, store_gradient, transformed
 
 # DIVERGENCE, in the order of cpu.h
 FORWARD_KL = tl.constexpr(0)

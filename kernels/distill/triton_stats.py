@@ -9,7 +9,7 @@ row is read again relative to the largest of the others.
 import triton
 import triton.language as tl
 
-from .triton_blocks import INF, lanes_of, load, model_of, rescale, shift_of, start_of, transformed
+from ..common.triton_blocks import INF, lanes_of, load, model_of, rescale, shift_of, start_of, transformed
 
 NOWHERE = tl.constexpr(1 << 62)
 

@@ -8,7 +8,7 @@ Floor a stage: both tiles read once; in GRADIENT one tile written. A tile should
 import triton
 import triton.language as tl
 
-from .triton_blocks import INF, NAN, fill_row, lanes_of, model_of, start_of, transformed
+from ..common.triton_blocks import INF, NAN, fill_row, lanes_of, model_of, start_of, transformed
 from .triton_rows import (
     ALONE,
     asked,

@@ -10,7 +10,7 @@ relative to the tail's own maximum. The K + 1 are then compared as a row of thei
 import triton
 import triton.language as tl
 
-from .triton_blocks import INF, NAN, fill_row, lanes_of, model_of, shift_of, start_of, transformed
+from ..common.triton_blocks import INF, NAN, fill_row, lanes_of, model_of, shift_of, start_of, transformed
 from .triton_rows import (
     ALONE,
     SOFT,

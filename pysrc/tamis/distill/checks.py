@@ -1,6 +1,5 @@
 """What the functions of this family check of their arguments, and bring them to before the raw op."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -21,14 +20,21 @@ from ..common.checks import (
     check_real,
     fail,
     reads_values,
-    real_dtype,
+)
+from ..common.logits import (
+    POSITIVE,
+    Valid,
+    check_beside,
+    check_head,
+    check_logit_scale,
+    check_softcap,
+    check_target,
+    constant,
+    row_numbers,
 )
 from .reference import DIVERGENCES
 
 REDUCTIONS = ("mean", "sum", "none")
-
-# float32 holds such a number and its inverse.
-_POSITIVE: tuple[str, Callable[[Any], Any]] = ("a number within 1e-37..1e37", lambda x: (x > 1e-37) & (x < 1e37))
 
 
 class Transforms(NamedTuple):
@@ -53,19 +59,12 @@ def check_transforms(
         vocab_size = check_integer(fn, "vocab_size", vocab_size)
         if vocab_size < 1:
             fail(fn, "vocab_size", "at least 1", vocab_size)
-
-    def cap(name: str, value: float | None) -> float | None:
-        return None if value is None else check_number(fn, name, value, *_POSITIVE)
-
-    def scale(name: str, value: float) -> float:
-        return check_number(fn, name, value, "a number within -1e37..1e37", lambda x: abs(x) < 1e37)
-
     return Transforms(
         vocab_size,
-        cap(f"{prefix}softcap", student_softcap),
-        cap("teacher_softcap", teacher_softcap),
-        scale(f"{prefix}logit_scale", student_logit_scale),
-        scale("teacher_logit_scale", teacher_logit_scale),
+        check_softcap(fn, f"{prefix}softcap", student_softcap),
+        check_softcap(fn, "teacher_softcap", teacher_softcap),
+        check_logit_scale(fn, f"{prefix}logit_scale", student_logit_scale),
+        check_logit_scale(fn, "teacher_logit_scale", teacher_logit_scale),
     )
 
 
@@ -93,36 +92,14 @@ def check_options(
     )
 
 
-_PER_ROW: dict[str, tuple[str, Callable[[Any], Any]]] = {  # a number or a tensor
-    "temperature": _POSITIVE,
+PER_ROW: dict[str, Valid] = {  # a number or a tensor
+    "temperature": POSITIVE,
     "alpha": ("0 to 1", lambda a: (a >= 0) & (a <= 1)),
 }
 
 
-def check_per_row(fn: str, name: str, value: float | Tensor) -> None:
-    expected, valid = _PER_ROW[name]
-    if not isinstance(value, Tensor):
-        check_number(fn, name, value, expected, valid)
-        return
-    check_real(fn, name, value)
-    if reads_values(value) and not bool(valid(value).all()):
-        fail(fn, name, expected, value[~valid(value)][0].item() if value.dim() else value.item())
-
-
 def per_row(fn: str, name: str, value: float | Tensor, logits: Tensor) -> Tensor:
-    """A number for all rows, 0-d, or one each, [*]. From the host it stays there: on CUDA a copy would wait."""
-    check_per_row(fn, name, value)
-    if not isinstance(value, Tensor):
-        return torch.tensor(float(value), dtype=real_dtype(logits))
-    if value.dim():
-        check_like(fn, name, value, logits.shape[:-1], logits.device)
-    return _constant(fn, name, value, logits)
-
-
-def _constant(fn: str, name: str, value: Tensor, logits: Tensor) -> Tensor:
-    if value.is_meta and not logits.is_meta:
-        fail(fn, name, f"device {logits.device}", value.device)
-    return value.detach() if value.dim() == 0 and value.device.type == "cpu" else value.detach().to(logits.device)
+    return row_numbers(fn, name, value, logits, PER_ROW[name])
 
 
 def check_models(fn: str, student_logits: Tensor, teacher_logits: Tensor, vocab_size: int | None) -> int:
@@ -151,69 +128,16 @@ def classes_of(fn: str, width: int, other: int, vocab_size: int | None) -> int:
     return vocab_size
 
 
-def check_chunk_size(fn: str, value: int | None) -> int | None:
-    if value is None:
-        return None
-    value = check_integer(fn, "chunk_size", value)
-    if value < 1:
-        fail(fn, "chunk_size", "at least 1", value)
-    return value
-
-
 def check_heads(
     fn: str, student: tuple[Any, Any, Any], teacher: tuple[Any, Any, Any] | None, vocab_size: int | None
 ) -> int:
     """Hidden states, weight and bias or None of each model; the number of classes that count."""
-    width = _check_head(fn, "" if teacher is None else "student_", *student)
+    width = check_head(fn, "" if teacher is None else "student_", *student)
     if teacher is None:
         return classes_of(fn, width, width, vocab_size)
-    other = _check_head(fn, "teacher_", *teacher)
+    other = check_head(fn, "teacher_", *teacher)
     check_same_rows(fn, "teacher_hidden", teacher[0], student[0])
     return classes_of(fn, width, other, vocab_size)
-
-
-def _check_head(fn: str, prefix: str, hidden: object, weight: object, bias: object) -> int:
-    """hidden [*, H], weight [classes, H], bias [classes] or None: the classes."""
-    name = f"{prefix}hidden"
-    hidden = check_dense(fn, name, hidden)
-    if hidden.dtype not in FLOATS:
-        fail(fn, name, NAMES, hidden.dtype, TypeError)
-    if hidden.dim() < 1 or hidden.shape[-1] == 0:
-        fail(fn, name, "[*, H] with H at least 1", list(hidden.shape))
-    weight = _check_beside_hidden(fn, prefix, "weight", weight, hidden)
-    if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != hidden.shape[-1]:
-        fail(fn, f"{prefix}weight", f"[classes, {hidden.shape[-1]}] with at least one class", list(weight.shape))
-    classes = weight.shape[0]
-    if bias is not None:
-        bias = _check_beside_hidden(fn, prefix, "bias", bias, hidden)
-        if bias.shape != (classes,):
-            fail(fn, f"{prefix}bias", f"[{classes}]", list(bias.shape))
-    return classes
-
-
-def _check_beside_hidden(fn: str, prefix: str, what: str, value: object, hidden: Tensor) -> Tensor:
-    value = check_dense(fn, f"{prefix}{what}", value)
-    if value.dtype != hidden.dtype:
-        fail(fn, f"{prefix}{what}", f"{prefix}hidden's {hidden.dtype}", value.dtype, TypeError)
-    if value.device != hidden.device:
-        fail(fn, f"{prefix}{what}", f"device {hidden.device}", value.device)
-    return value
-
-
-def check_target(fn: str, target: Tensor, logits: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """int64."""
-    check_dense(fn, "target", target)
-    if target.dtype not in INTEGERS:
-        fail(fn, "target", "integers, signed or uint8", target.dtype, TypeError)
-    check_like(fn, "target", target, logits.shape[:-1], logits.device)
-    target = target.long()  # before anything is compared with it: narrow integers would wrap
-    if reads_values(target) and target.numel():
-        low, high = torch.aminmax(target)
-        if int(low) < 0 or int(high) >= classes:
-            outside = ((target < 0) | (target >= classes)) & (target != ignore_index)
-            if bool(outside.any()):
-                fail(fn, "target", f"0 to {classes - 1}, or {ignore_index}", target[outside][0].item())
-    return target
 
 
 def check_no_target(fn: str, alpha: float | Tensor) -> None:
@@ -229,9 +153,9 @@ def check_weight(fn: str, weight: Tensor, logits: Tensor) -> None:
     check_real(fn, "row_weight", weight, mask=True)
     check_like(fn, "row_weight", weight, logits.shape[:-1], logits.device)
     if reads_values(weight):
-        valid = (weight == 0) | _POSITIVE[1](weight)
+        valid = (weight == 0) | POSITIVE[1](weight)
         if not bool(valid.all()):
-            fail(fn, "row_weight", f"0 or {_POSITIVE[0]}", weight[~valid][0].item())
+            fail(fn, "row_weight", f"0 or {POSITIVE[0]}", weight[~valid][0].item())
 
 
 def items_of(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor) -> Tensor | None:
@@ -239,7 +163,7 @@ def items_of(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor
         return None
     if reduction != "mean":
         fail(fn, "num_items_in_batch", "reduction mean beside it", reduction)
-    expected, valid = _POSITIVE
+    expected, valid = POSITIVE
     if not isinstance(items, Tensor):
         return torch.tensor(check_number(fn, "num_items_in_batch", items, expected, valid), dtype=torch.float64)
     check_real(fn, "num_items_in_batch", items)
@@ -247,7 +171,7 @@ def items_of(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor
         fail(fn, "num_items_in_batch", "one number", list(items.shape))
     if reads_values(items) and not valid(items.item()):
         fail(fn, "num_items_in_batch", expected, items.item())
-    return _constant(fn, "num_items_in_batch", items, logits).reshape(())
+    return constant(fn, "num_items_in_batch", items, logits).reshape(())
 
 
 def check_rows(
@@ -291,14 +215,6 @@ def check_entries(
         fail(fn, names[1], "integers, signed or uint8", indices.dtype, TypeError)
     check_like(fn, names[1], indices, values.shape, logits.device)
     return indices.long()
-
-
-def check_beside(fn: str, name: str, value: Tensor, logits: Tensor) -> None:
-    """Floats that go with logits of any dtype, on their device."""
-    if (logits.dtype == torch.float64) != (value.dtype == torch.float64):
-        fail(fn, name, "float64 beside float64 and only there", value.dtype, TypeError)
-    if value.device != logits.device:
-        fail(fn, name, f"device {logits.device}", value.device)
 
 
 def check_indices(fn: str, name: str, indices: Tensor, classes: int) -> None:

@@ -10,22 +10,9 @@ import torch
 from torch import Tensor
 
 from ..common.checks import real_dtype
+from ..common.cuda import Rows, debug, device_of, grid, known, on, rows_of, step_of, wider
 from ..kernels.distill.launch import launch
-from .cuda_rows import (
-    Counted,
-    Rows,
-    check_overwritable,
-    counted,
-    debug,
-    device_of,
-    grid,
-    known,
-    on,
-    reduced,
-    rows_of,
-    step_of,
-    wider,
-)
+from .cuda_rows import Counted, check_overwritable, counted, reduced
 from .reference import DIVERGENCES
 
 ALONE, SOFT = range(len(DIVERGENCES), len(DIVERGENCES) + 2)  # the kernels': no teacher, for alpha 0; probabilities

@@ -7,22 +7,10 @@ import torch
 from torch import Tensor
 
 from ..common.checks import real_dtype
+from ..common.cuda import Rows, debug, device_of, grid, known, on, rows_of, step_of
 from ..kernels.distill.launch import ENTRIES_REGISTERS, launch
 from .cuda import ALONE, SOFT, divergence_of, row_losses
-from .cuda_rows import (
-    Counted,
-    Rows,
-    check_overwritable,
-    counted,
-    debug,
-    device_of,
-    grid,
-    known,
-    on,
-    reduced,
-    rows_of,
-    step_of,
-)
+from .cuda_rows import Counted, check_overwritable, counted, reduced
 
 _NO_TRANSFORMS = (None, None, 1.0, 1.0)
 

@@ -16,7 +16,8 @@ from ..common.checks import (
     fail,
     real_dtype,
 )
-from .checks import check_no_target, check_same_rows, check_target, check_weight, items_of
+from ..common.logits import check_target
+from .checks import check_no_target, check_same_rows, check_weight, items_of
 from .linear import linear_distill_loss
 from .modules import Loss
 

@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from ..common.backend import Choice, choose
-from ..common.checks import autocasts, check_tensor, fail, real_dtype
+from ..common.checks import check_tensor, fail, real_dtype
 from ..common.explain import explained_by
+from ..common.linear import autocast, formed_dtype
+from ..common.logits import check_chunk_size, check_target
 from ..common.registry import below_autograd, is_one, once, register
 from . import reference
 from .checks import (
-    check_chunk_size,
     check_heads,
     check_no_target,
     check_options,
-    check_target,
     check_transforms,
     check_weight,
     items_of,
     per_row,
 )
 from .cuda import STATE
-from .linear_kernels import Call, Wanted, backward, formed_dtype, plan, run, sums, wanted_of
+from .linear_kernels import Call, Wanted, backward, plan, run, sums, wanted_of
 from .ops import DeviationStats, fake_stats
 
 
@@ -85,8 +85,8 @@ def linear_distill_loss(
     transforms = check_transforms(
         fn, vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale
     )
-    hidden, weight, bias = _cast(student_hidden, student_weight, student_bias)
-    other, other_weight, other_bias = _cast(teacher_hidden, teacher_weight, teacher_bias)
+    hidden, weight, bias = autocast(student_hidden, student_weight, student_bias)
+    other, other_weight, other_bias = autocast(teacher_hidden, teacher_weight, teacher_bias)
     classes = check_heads(fn, (hidden, weight, bias), (other, other_weight, other_bias), vocab_size)
     tau, mix = per_row(fn, "temperature", temperature, hidden), per_row(fn, "alpha", alpha, hidden)
     call = Call(
@@ -135,7 +135,7 @@ def linear_cross_entropy(
         fn, "forward_kl", 0.5, label_smoothing, ignore_index, reduction, False, False, impl
     )
     vocab_size, softcap, _, logit_scale, _ = check_transforms(fn, vocab_size, softcap, None, logit_scale, 1.0, "")
-    cast, cast_weight, cast_bias = _cast(hidden, weight, bias)
+    cast, cast_weight, cast_bias = autocast(hidden, weight, bias)
     classes = check_heads(fn, (cast, cast_weight, cast_bias), None, vocab_size)
     check_tensor(fn, "target", target)
     call = _cross_entropy(
@@ -182,16 +182,6 @@ def _cross_entropy(
         label_smoothing, ignore_index, reduction, row_weight, num_items_in_batch, vocab_size, softcap, None,
         logit_scale, 1.0, False,
     )  # fmt: skip
-
-
-def _cast(*tensors: Tensor | None) -> list[Any]:
-    """As autocast casts what a linear layer is given."""
-    first = tensors[0]
-    if not isinstance(first, Tensor) or not autocasts(first):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(first.device.type)
-    castable = (torch.float32, torch.bfloat16, torch.float16)
-    return [x.to(dtype) if isinstance(x, Tensor) and x.dtype in castable else x for x in tensors]
 
 
 def _checked(fn: str, call: Call, items: int | Tensor | None, classes: int) -> Call:
@@ -369,7 +359,7 @@ def _explained(choice: Choice, values: dict[str, Any], renamed: dict[str, str]) 
     fields: Any = {name: named.get(name, Call._field_defaults.get(name)) for name in Call._fields}
     for cast in (_PLACES, _TEACHERS):
         names = [Call._fields[place] for place in cast]
-        fields |= dict(zip(names, _cast(*(fields[name] for name in names)), strict=True))
+        fields |= dict(zip(names, autocast(*(fields[name] for name in names)), strict=True))
     call = Call(**fields)
     way = plan(call, wanted_of(call))
     rows = "distill_tile_kernel" if way.kernel == "tiled" else "distill_loss_kernel"

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from ..common.checks import check_like, reads_values, real_dtype
+from ..common.linear import HALF, Sum, chunk_rows, formed_dtype, product
 from .checks import check_heads
 from .cuda import STATE
 from .reference import divisor_of
 
-CHUNK = {"cpu": 256}  # rows: what their logits take of the caches, against how often the head is read
-CHUNK_ELSEWHERE = 1024
 TILE = 2**21  # logits of a tile
-HALF = (torch.bfloat16, torch.float16)
 
 
 class Call(NamedTuple):
@@ -103,7 +101,7 @@ def plan(call: Call, wanted: Wanted) -> Plan:
 
 
 def _chunk_rows(call: Call) -> int:
-    return call.chunk_size or CHUNK.get(call.student_hidden.device.type, CHUNK_ELSEWHERE)
+    return call.chunk_size or chunk_rows(call.student_hidden)
 
 
 def _tile_width(call: Call) -> int:
@@ -222,10 +220,6 @@ def _reduction(call: Call) -> _Reduction:
     return _Reduction(divisor, 1 / level, (level / divisor).to(real))
 
 
-def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    return torch.mm(hidden, weight.T, out=out) if bias is None else torch.addmm(bias, hidden, weight.T, out=out)
-
-
 def _head(weight: Tensor | None, bias: Tensor | None, classes: slice) -> tuple[Tensor, Tensor | None]:
     assert weight is not None
     return weight.detach()[classes], None if bias is None else bias.detach()[classes]
@@ -248,39 +242,6 @@ def _counted(call: Call) -> Tensor:
     """The student's hidden states, 0 in rows that do not count: these may hold anything, and 0 * NaN is NaN."""
     kept = _kept(call)
     return call.student_hidden if kept is None else torch.where(kept.unsqueeze(-1), call.student_hidden, 0)
-
-
-class _Sum:
-    """Products summed into `out` [n, m] over `several` chunks; those of half precision in float32."""
-
-    def __init__(self, out: Tensor, several: bool) -> None:
-        self.out = out
-        self.total = torch.empty_like(out, dtype=torch.float32) if several and out.dtype in HALF else out
-        self.first = True
-
-    def add(self, a: Tensor, b: Tensor) -> None:
-        """a [n, k], b [k, m]."""
-        wide = self.total.dtype != a.dtype
-        if wide and a.is_cuda:
-            if self.first:
-                torch.mm(a, b, out_dtype=torch.float32, out=self.total)
-            else:
-                torch.addmm(self.total, a, b, out_dtype=torch.float32, out=self.total)
-        else:
-            a, b = (a.float(), b.float()) if wide else (a, b)
-            torch.mm(a, b, out=self.total) if self.first else self.total.addmm_(a, b)
-        self.first = False
-
-    def finish(self, factor: Tensor | None = None) -> None:
-        if factor is not None:
-            self.total *= factor
-        if self.total is not self.out:
-            self.out.copy_(self.total)
-
-
-def formed_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of a head's gradient until its factor is in: a sum over rows outgrows float16."""
-    return torch.float32 if dtype == torch.float16 else dtype
 
 
 class _Gradients:
@@ -314,13 +275,13 @@ def _chunked(call: Call, wanted: Wanted, step: int) -> Result:
     losses = hidden.new_empty(rows, dtype=real_dtype(hidden))
     stats: list[list[Tensor]] = []
     out = _Gradients(call, wanted, True)
-    d_weight = None if out.weight is None else _Sum(out.weight[:classes], rows > step)
+    d_weight = None if out.weight is None else Sum(out.weight[:classes], rows > step)
     for begin in range(0, max(rows, 1), step):
         part = slice(begin, min(begin + step, rows))
         chunk = _rows(call, part)
         states = [x for x in (chunk.student_hidden, chunk.teacher_hidden) if x is not None]
         logits = [
-            _product(x, *head, buffer[: chunk.rows]) for x, head, buffer in zip(states, heads, buffers, strict=True)
+            product(x, *head, buffer[: chunk.rows]) for x, head, buffer in zip(states, heads, buffers, strict=True)
         ]
         gradient, teacher = logits[0], logits[1] if len(logits) > 1 else None
         losses[part], *more = torch.ops.tamis._distill_rows_.default(
@@ -439,13 +400,13 @@ def backward(grad: Tensor, state: Tensor, call: Call, wanted: Wanted) -> list[Te
             size = torch.where((size > 0) & size.isfinite(), size, 1)
             grad, late = grad / size, size * factor
         out = _Gradients(flat, wanted, False)
-        d_hidden = None if out.hidden is None else _Sum(out.hidden, True)
+        d_hidden = None if out.hidden is None else Sum(out.hidden, True)
         for tile, logits in _tiles(flat):
             _distill_tile(flat, logits, state, tile, "gradient", grad, scale)
             if d_hidden is not None:
                 d_hidden.add(logits[0], flat.student_weight[tile])
             if out.weight is not None:
-                d_weight = _Sum(out.weight[tile], late is not None)
+                d_weight = Sum(out.weight[tile], late is not None)
                 d_weight.add(logits[0].T, counted)
                 d_weight.finish(late)
             if out.bias is not None:
@@ -470,7 +431,7 @@ def _tiles(call: Call) -> Iterator[tuple[slice, list[Tensor]]]:
         yield (
             tile,
             [
-                _product(hidden, *_head(weight, bias, tile), buffer[: call.rows * width].view(call.rows, width))
+                product(hidden, *_head(weight, bias, tile), buffer[: call.rows * width].view(call.rows, width))
                 for (hidden, weight, bias), buffer in zip(models, buffers, strict=True)
             ],
         )

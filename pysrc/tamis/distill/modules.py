@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_chunk_size, check_options, check_per_row, check_transforms
+from ..common.logits import check_chunk_size, check_row_numbers
+from .checks import PER_ROW, check_options, check_transforms
 from .linear import linear_distill_loss
 from .ops import DeviationStats, distill_loss
 
@@ -46,8 +47,8 @@ def check_fixed(
     """What needs no tensors to be wrong."""
     check_options(fn, divergence, beta, label_smoothing, ignore_index, reduction, overwrite_logits, return_stats, impl)
     check_transforms(fn, vocab_size, student_softcap, teacher_softcap, student_logit_scale, teacher_logit_scale)
-    check_per_row(fn, "temperature", temperature)
-    check_per_row(fn, "alpha", alpha)
+    check_row_numbers(fn, "temperature", temperature, PER_ROW["temperature"])
+    check_row_numbers(fn, "alpha", alpha, PER_ROW["alpha"])
     check_chunk_size(fn, chunk_size)
 
 

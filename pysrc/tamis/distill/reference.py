@@ -10,17 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.checks import real_dtype
+from ..common.logits import transformed
 
 INF = float("inf")
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "total_variation", "logit_mse")  # in cpu.h's order
-
-
-def transformed(logits: Tensor, classes: int, softcap: float | None, scale: float) -> Tensor:
-    """[*, width] -> [*, classes] in the arithmetic's dtype: the classes that count, scaled, then capped."""
-    x = logits[..., :classes].to(real_dtype(logits))
-    if scale != 1:
-        x = x * scale
-    return softcap * torch.tanh(x / softcap) if softcap else x
 
 
 def _per_row(value: Tensor, like: Tensor) -> Tensor:

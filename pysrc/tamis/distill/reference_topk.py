@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .reference import INF, divergence_of, divisor_of, forward, forward_, kl, mixed, transformed
+from ..common.logits import transformed
+from .reference import INF, divergence_of, divisor_of, forward, forward_, kl, mixed
 
 
 def _readable(indices: Tensor, classes: int) -> tuple[Tensor, Tensor]:

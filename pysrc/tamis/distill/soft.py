@@ -9,11 +9,12 @@ from torch import Tensor
 from ..common.backend import Choice, choose
 from ..common.checks import check_choice, check_like, check_logits, fail, reads_values
 from ..common.explain import explained_by
+from ..common.logits import check_beside
 from ..common.registry import register
 from . import cuda_topk
 from . import reference_topk as reference
 from .autograd import autograd, fake_loss, run
-from .checks import REDUCTIONS, check_beside, check_entries, check_indices, check_weight
+from .checks import REDUCTIONS, check_entries, check_indices, check_weight
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..common.backend import choose
 from ..common.checks import check_choice, check_like, check_logits, check_real, fail, reads_values
+from ..common.logits import transformed
 from ..common.registry import register
-from . import cuda_topk, reference
+from . import cuda_topk
 from . import reference_topk as topk_reference
 from .autograd import apart_from_logits, autograd, check_overwritten, fake_loss, run
 from .checks import Transforms, check_entries, check_indices, check_options, check_rows, check_transforms
@@ -141,7 +142,7 @@ def _check_stored(
     check_indices(fn, _STORED[1], indices, classes)
     if tau is None or values.shape[-1] == classes:
         return
-    t = reference.transformed(values, values.shape[-1], transforms.teacher_softcap, transforms.teacher_logit_scale)
+    t = transformed(values, values.shape[-1], transforms.teacher_softcap, transforms.teacher_logit_scale)
     t = t / (tau.unsqueeze(-1) if tau.dim() else tau)
     least = t.logsumexp(-1)
     eps = max(torch.finfo(x.dtype).eps for x in (values, logsumexp) if x.is_floating_point())
