@@ -107,6 +107,14 @@ inline std::optional<Matrix> walk(const Tensor& t) {
   }
 }
 
+// A view that repeats axes of size 1; refuses what does not broadcast.
+inline Tensor expand(const Tensor& t, const std::vector<int64_t>& sizes) {
+  using torch::stable::detail::from;
+  StableIValue stack[] = {from(t), from(torch::headeronly::IntHeaderOnlyArrayRef(sizes)), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::expand", "", stack, TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // How a kernel is given them.
 inline Matrix first_classes(const Tensor& t, int64_t classes) {
   Matrix m = *walk(t);

@@ -25,6 +25,15 @@
   "Tensor? num_items_in_batch, SymInt? vocab_size, float? student_softcap, float? teacher_softcap, "               \
   "float student_logit_scale, float teacher_logit_scale, bool return_stats"
 
+#define TAMIS_STATS_OPTIONS \
+  "Tensor? target, Tensor temperature, Tensor? valid_mask=None, float? softcap=None, float logit_scale=1.0"
+#define TAMIS_STATS "Tensor logits, " TAMIS_STATS_OPTIONS
+#define TAMIS_STATS_SAVED                                                                                       \
+  "Tensor? target, Tensor temperature, Tensor? valid_mask, float? softcap, float logit_scale, Tensor entropy, " \
+  "Tensor max_prob, Tensor argmax, Tensor d_logsumexp, Tensor d_entropy, Tensor d_max_prob, Tensor? d_nll"
+#define TAMIS_STATS_BACKWARD "Tensor logits, " TAMIS_STATS_SAVED
+#define TAMIS_STATS_BACKWARD_ "Tensor(a!) logits, " TAMIS_STATS_SAVED
+
 STABLE_TORCH_LIBRARY(tamis, m) {
   // distill
   m.def("distill_loss(Tensor student_logits, " TAMIS_DISTILL);
@@ -82,6 +91,23 @@ STABLE_TORCH_LIBRARY(tamis, m) {
       "deviation_stats(Tensor student_logits, Tensor teacher_logits, SymInt? vocab_size=None, "
       "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1.0, "
       "float teacher_logit_scale=1.0) -> Tensor[]");
+
+  // sampling
+  // The fields of SoftmaxStats in order: nll and el2n where there is a target.
+  m.def("softmax_stats(" TAMIS_STATS ") -> Tensor[]");
+  // What of the forward it needs, then the gradients of logsumexp, entropy, max_prob and, with a target, nll.
+  m.def("_softmax_stats_backward(" TAMIS_STATS_BACKWARD ") -> Tensor");
+  // The same; the gradient goes over the logits.
+  m.def("_softmax_stats_backward_(" TAMIS_STATS_BACKWARD_ ") -> ()");
+  m.def("linear_softmax_stats(Tensor hidden, Tensor weight, Tensor? bias, " TAMIS_STATS_OPTIONS
+        ", SymInt? chunk_size=None) -> Tensor[]");
+  // Those wanted of the gradients of hidden, weight and bias.
+  m.def(
+      "_linear_softmax_stats_backward(Tensor hidden, Tensor weight, Tensor? bias, Tensor? target, Tensor temperature, "
+      "Tensor? valid_mask, float? softcap, float logit_scale, SymInt? chunk_size, Tensor entropy, Tensor max_prob, "
+      "Tensor argmax, Tensor d_logsumexp, Tensor d_entropy, Tensor d_max_prob, Tensor? d_nll, bool[] wanted) "
+      "-> Tensor[]");
+  m.def("disagreement(Tensor logits_a, Tensor logits_b, Tensor? target=None, str kind=\"entropy_term\") -> Tensor");
 
   m.def("_isa() -> str");
   m.def("_use_isa(str isa) -> str");

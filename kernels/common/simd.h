@@ -18,6 +18,7 @@ typedef double F64 __attribute__((vector_size(kBytes)));
 typedef int32_t I32 __attribute__((vector_size(kBytes)));
 typedef uint32_t U32 __attribute__((vector_size(kBytes)));
 typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
+typedef int8_t I8 __attribute__((vector_size(kBytes / 4)));
 struct BFloat16 {
   uint16_t bits;
 };
@@ -72,6 +73,12 @@ inline F32 load(const Float16* p) {  // by hand: not every machine has F16C
   const U32 magnitude =
       (U32)((F32)((h & 0x7fff) << 13) * 0x1p112f);  // the exponent's other bias; exact, subnormals too
   return (F32)(magnitude | (h & 0x8000) << 16 | ((h & 0x7c00) == 0x7c00 ? U32{} + 0x7f800000 : U32{}));
+}
+
+inline I32 load_mask(const bool* p) {  // all bits of a lane, or none
+  I8 v;
+  memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, I32) != 0;
 }
 
 // To half precision: to nearest, ties to even.
@@ -142,17 +149,30 @@ template <class V>
 inline V min(V a, V b) {
   return a < b ? a : b;
 }  // likewise
+
+// Over the lanes; of floats halves upon halves: a chain through all of them takes as long as some ten vectors of work.
+template <bool kAdd, class V>
+inline auto reduce(V v) {
+  const auto join = [](auto a, auto b) { return kAdd ? a + b : b > a ? b : a; };
+#ifdef __AVX512F__
+  if constexpr (kLanes<V> == 16) return reduce<kAdd>(join(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+#endif
+#ifdef __AVX__
+  if constexpr (kLanes<V> == 8 && sizeof(V) == 32)
+    return reduce<kAdd>(join(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
+#endif
+  if constexpr (kLanes<V> == 4 && sizeof(V) == 16) return join(join(v[0], v[2]), join(v[1], v[3]));
+  auto all = v[0];
+  for (int i = 1; i < kLanes<V>; ++i) all = join(all, v[i]);
+  return all;
+}
 template <class V>
 inline auto reduce_max(V v) {
-  auto m = v[0];
-  for (int i = 1; i < kLanes<V>; ++i) m = v[i] > m ? v[i] : m;
-  return m;
+  return reduce<false>(v);
 }
 template <class V>
 inline auto reduce_add(V v) {
-  auto s = v[0];
-  for (int i = 1; i < kLanes<V>; ++i) s += v[i];
-  return s;
+  return reduce<true>(v);
 }
 
 // 2^t = 2^n 2^f with n = round(t), t = u * scale / ln 2, rounded once, inside the fma that leaves f. Relative
@@ -166,11 +186,37 @@ inline F32 exp2_fraction(F32 f) {               // minimax on [-1/2, 1/2], exact
   return p * f + 1.0f;
 }
 
+// exp(u * scale) of exp_lowest(scale) <= u <= 0 < scale, 0 at the lower end; of a larger u any number. NaN gives NaN.
+// kExpOfAny: of a smaller one 0, only -inf gives NaN.
+#ifdef __AVX512F__
+template <class R>
+inline constexpr bool kExpOfAny = sizeof(R) == 4;
+#else
+template <class R>
+inline constexpr bool kExpOfAny = false;
+#endif
+inline F32 exp_bounded(F32 u, float scale) {
+  const float c = scale * 1.44269504f;
+  const F32 shifted = u * c + kRound, n = shifted - kRound;
+#ifdef __AVX512F__
+  return _mm512_scalef_ps(exp2_fraction(u * c - n), n);
+#else
+  return exp2_fraction(u * c - n) * (F32)((U32)shifted << 23);  // 2^n
+#endif
+}
+inline float exp_lowest(float scale) {
+#ifdef __AVX512F__
+  return -200 / (scale * 1.44269504f);
+#else
+  return -127.3f / (scale * 1.44269504f);  // there n is -127, and 2^n comes out as +0
+#endif
+}
+
 // exp(u * scale) for u <= 0 < scale. NaN gives NaN; below 2^-126.5 (where floats turn subnormal) exactly 0.
 inline F32 exp_nonpositive(F32 u, float scale) {
   const float c = scale * 1.44269504f;
-  u = max(F32{} - 127.3f / c, u);  // there n is -127, and 2^n comes out as +0
-  const F32 shifted = u * c + kRound, n = shifted - kRound, power = (F32)((U32)shifted << 23);  // 2^n
+  u = max(F32{} - 127.3f / c, u);
+  const F32 shifted = u * c + kRound, n = shifted - kRound, power = (F32)((U32)shifted << 23);
   return exp2_fraction(u * c - n) * power;
 }
 
@@ -178,9 +224,7 @@ inline F32 exp_nonpositive(F32 u, float scale) {
 // sum it goes into shows; so may it be for u = -inf.
 inline F32 exp_careless(F32 u, float scale) {
 #ifdef __AVX512F__
-  const float c = scale * 1.44269504f;
-  const F32 n = u * c + kRound - kRound;
-  return _mm512_scalef_ps(exp2_fraction(u * c - n), n);
+  return exp_bounded(u, scale);
 #else
   return exp_nonpositive(min(F32{} + 88.5f / scale, u), scale);
 #endif
@@ -189,6 +233,8 @@ inline F64 exp_careless(F64 u, double scale) {
   for (int i = 0; i < kLanes<F64>; ++i) u[i] = ::exp(u[i] * scale);
   return u;
 }
+inline F64 exp_bounded(F64 u, double scale) { return exp_careless(u, scale); }
+inline double exp_lowest(double scale) { return -800 / scale; }
 inline F64 exp_nonpositive(F64 u, double scale) {  // untuned
   for (int i = 0; i < kLanes<F64>; ++i) u[i] = ::exp(u[i] * scale);
   return u;

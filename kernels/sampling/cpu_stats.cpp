@@ -1,0 +1,77 @@
+// softmax_stats: everything that one read of the logits tells about a row's uncertainty. Floor: 4 bytes and one
+// exponential a float32 class. A block that holds no new maximum is swept once: its exponentials, sums and two largest
+// together, the next block prefetched meanwhile; one that does, which becomes rare as a row goes on, once more.
+#include "sweep.h"
+
+namespace tamis::TAMIS_ISA {
+namespace {
+
+// The row's first NaN, which torch's argmax counts as the largest; `otherwise` where there is none.
+template <class R>
+int64_t first_nan(const Reader<R>& row, int64_t classes, int64_t otherwise) {
+  for (int64_t c = 0; c < classes; c += kBlock) {
+    const R* const x = row.read(c, block_size(classes, c));
+    for (int64_t i = 0; i < block_size(classes, c); ++i)
+      if (x[i] != x[i]) return c + i;
+  }
+  return otherwise;
+}
+
+template <class R>
+void write(const SoftmaxStats& op, int64_t r, const Reader<R>& row, const Online<R>& sums, R inverse_tau) {
+  const R z = sums.total(), log_z = sums.log_total();
+  const R nan = kInf - kInf, sound = sums.max > -kInf && sums.max < kInf ? R(0) : nan;  // added to every number
+  const auto put = [&](void* out, R value) { static_cast<R*>(out)[r] = value + sound; };
+  put(op.max_prob, 1 / z);
+  put(op.entropy, log_z - sums.energy * inverse_tau / z);
+  put(op.margin, -::expm1((sums.second - sums.max) * inverse_tau) / z);
+  static_cast<R*>(op.logsumexp)[r] = sums.max * inverse_tau + log_z;  // infinite where the maximum is
+  op.argmax[r] = z == z ? sums.argmax : first_nan(row, op.in.logits.classes, sums.argmax);
+  if (!op.in.target) return;
+  const int64_t y = op.in.target[r];
+  if (y < 0 || y >= op.in.logits.classes) {
+    put(op.nll, nan), put(op.el2n, nan);
+    return;
+  }
+  const R below = (sums.max - row.at(y)) * inverse_tau, e = exp(-below);
+  const bool top = y == sums.argmax;
+  // Off the maximum, no more than half of either sum is taken away.
+  const R miss = (top ? sums.others : 1 + sums.others - e) / z;
+  const R rest = (top ? sums.squares : 1 + sums.squares - e * e) / (z * z);
+  put(op.nll, below + log_z);
+  put(op.el2n, ::sqrt(miss * miss + (rest > 0 ? rest : rest != rest ? rest : R(0))));
+}
+
+template <Wanted kWanted, class R>
+void rows(const SoftmaxStats& op, const Source<R>& source, int64_t begin, int64_t end, R* buffer) {
+  const int64_t classes = op.in.logits.classes;
+  const Transform<R> f = transform<R>(op.in.transform);
+  for (int64_t r = begin; r < end; ++r) {
+    const Reader<R> row = reader(op.in, source, f, r, buffer);
+    const R inverse_tau = inverse_tau_of<R>(op.in, r);
+    Online<R> sums;
+    for (int64_t c = 0; c < classes; c += kBlock)
+      sums.template add<kWanted>(row.block(c, block_size(classes, c)), c, inverse_tau);
+    write(op, r, row, sums, inverse_tau);
+  }
+}
+
+template <class T, class R = Real<T>>
+void softmax_stats(const SoftmaxStats& op, int64_t begin, int64_t end, void* scratch) {
+  (op.in.target ? rows<kSquares, R> : rows<kEnergy, R>)(op, kSource<T>, begin, end, static_cast<R*>(scratch));
+}
+
+const RowKernel<SoftmaxStats> stats_kernels[kDtypes] = {softmax_stats<float>, softmax_stats<double>,
+                                                        softmax_stats<Float16>, softmax_stats<BFloat16>};
+
+// Two blocks, two rows of exponentials, a number a block of each, all as wide as a double.
+int64_t scratch_bytes(int64_t classes) {
+  const int64_t blocks = classes / kBlock + 1;
+  return 8 * (2 * kBlock + 2 * blocks * kBlock + 2 * blocks);
+}
+
+}  // namespace
+
+const SamplingKernels sampling = {stats_kernels, backward_kernels, disagreement_kernels, scratch_bytes};
+
+}  // namespace tamis::TAMIS_ISA
