@@ -63,11 +63,12 @@ def models(draw, dtypes=(torch.float32, torch.float64, torch.bfloat16, torch.flo
     rows, classes = draw(st.integers(0, 4)), draw(SIZES)
     dtype = draw(st.sampled_from(dtypes))
     other = dtype if dtype == torch.float64 else draw(st.sampled_from([d for d in dtypes if d != torch.float64]))
-    return tuple(draw(_logits(rows, classes, kind)) for kind in (dtype, other))
+    return tuple(draw(logits(rows, classes, kind)) for kind in (dtype, other))
 
 
 @st.composite
-def _logits(draw, rows, classes, dtype):
+def logits(draw, rows, classes, dtype):
+    """One model's."""
     x = torch.randn(rows, classes, generator=torch.Generator().manual_seed(draw(st.integers(0, 2**32))))
     x = x * draw(st.sampled_from([0.0, 1.0, 30.0, 3000.0]))
     if draw(st.booleans()):

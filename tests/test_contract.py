@@ -24,6 +24,13 @@ SCHEMAS = {
     "deviation_stats": "tamis::deviation_stats(Tensor student_logits, Tensor teacher_logits, SymInt? vocab_size=None, "
     "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1., "
     "float teacher_logit_scale=1.) -> Tensor[]",
+    "disagreement": "tamis::disagreement(Tensor logits_a, Tensor logits_b, Tensor? target=None, "
+    'str kind="entropy_term") -> Tensor',
+    "linear_softmax_stats": "tamis::linear_softmax_stats(Tensor hidden, Tensor weight, Tensor? bias, Tensor? target, "
+    "Tensor temperature, Tensor? valid_mask=None, float? softcap=None, float logit_scale=1., "
+    "SymInt? chunk_size=None) -> Tensor[]",
+    "softmax_stats": "tamis::softmax_stats(Tensor logits, Tensor? target, Tensor temperature, "
+    "Tensor? valid_mask=None, float? softcap=None, float logit_scale=1.) -> Tensor[]",
     "linear_cross_entropy": "tamis::linear_cross_entropy(Tensor hidden, Tensor weight, Tensor target, "
     "Tensor? bias=None, "
     'float label_smoothing=0., int ignore_index=-100, str reduction="mean", Tensor? row_weight=None, '

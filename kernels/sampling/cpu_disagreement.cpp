@@ -20,8 +20,8 @@ struct Model {
   bool sound() const { return sums.max > -kInf && sums.max < kInf; }
   // From a block's exponentials to probabilities.
   R factor(int64_t c) const { return exp(shifts[c / kBlock] - sums.max) / sums.total(); }
-  // P log2 P of class y.
-  R entropy_term(int64_t y) const {
+  // P log2 P of class y. Not inlined: one product of a difference would be fused, and a model differ from itself.
+  __attribute__((noinline)) R entropy_term(int64_t y) const {
     const R log_p = (row.at(y) - sums.max) - sums.log_total(), p = exp(log_p);
     return p == 0 ? R(0) : p * log_p * R(1.44269504088896340736);
   }
@@ -43,6 +43,7 @@ Vector<R> excess(Vector<R> t) {
 template <Disagreement kKind, class R>
 Vector<R> compare(Vector<R> p, Vector<R> q, Vector<R> so_far) {
   using V = Vector<R>;
+  p = max(p, V{}), q = max(q, V{});  // else one product would be fused into the difference, and equals differ
   const V difference = p - q;
   if constexpr (kKind == Disagreement::max_abs) return max(difference < 0 ? -difference : difference, so_far);
   const V both = p + q, t = both == 0 ? V{} : difference / both;
@@ -52,18 +53,20 @@ Vector<R> compare(Vector<R> p, Vector<R> q, Vector<R> so_far) {
 template <Disagreement kKind, class R>
 R compared(const Model<R>& a, const Model<R>& b, int64_t classes) {
   using V = Vector<R>;
-  V so_far{};
+  R all = 0;
   for (int64_t c = 0; c < classes; c += kBlock) {
     const R of_a = a.factor(c), of_b = b.factor(c);
     const int64_t end = c + block_size(classes, c);
+    V part{};
     int64_t i = c;
     for (; i + kLanes<V> <= end; i += kLanes<V>)
-      so_far = compare<kKind, R>(load(a.e + i) * of_a, load(b.e + i) * of_b, so_far);
+      part = compare<kKind, R>(load(a.e + i) * of_a, load(b.e + i) * of_b, part);
     if (i < end)
-      so_far = compare<kKind, R>(load_tail(a.e + i, end - i, 0) * of_a, load_tail(b.e + i, end - i, 0) * of_b, so_far);
+      part = compare<kKind, R>(load_tail(a.e + i, end - i, 0) * of_a, load_tail(b.e + i, end - i, 0) * of_b, part);
+    all = kKind == Disagreement::max_abs ? max(all, reduce_max(part)) : all + reduce_add(part) / 4;
   }
-  if (!(a.sums.total() == a.sums.total() && b.sums.total() == b.sums.total())) return kInf - kInf;
-  return kKind == Disagreement::max_abs ? reduce_max(so_far) : reduce_add(so_far) / 4;
+  const R z = a.sums.total() + b.sums.total();
+  return z == z ? all : z;
 }
 
 template <class R>

@@ -6,15 +6,15 @@
 namespace tamis::TAMIS_ISA {
 namespace {
 
-// The row's first NaN, which torch's argmax counts as the largest; `otherwise` where there is none.
+// The row's first NaN, or -1.
 template <class R>
-int64_t first_nan(const Reader<R>& row, int64_t classes, int64_t otherwise) {
+int64_t first_nan(const Reader<R>& row, int64_t classes) {
   for (int64_t c = 0; c < classes; c += kBlock) {
     const R* const x = row.read(c, block_size(classes, c));
     for (int64_t i = 0; i < block_size(classes, c); ++i)
       if (x[i] != x[i]) return c + i;
   }
-  return otherwise;
+  return -1;
 }
 
 template <class R>
@@ -25,8 +25,10 @@ void write(const SoftmaxStats& op, int64_t r, const Reader<R>& row, const Online
   put(op.max_prob, 1 / z);
   put(op.entropy, log_z - sums.energy * inverse_tau / z);
   put(op.margin, -::expm1((sums.second - sums.max) * inverse_tau) / z);
-  static_cast<R*>(op.logsumexp)[r] = sums.max * inverse_tau + log_z;  // infinite where the maximum is
-  op.argmax[r] = z == z ? sums.argmax : first_nan(row, op.in.logits.classes, sums.argmax);
+  const int64_t nan_at = z == z ? -1 : first_nan(row, op.in.logits.classes);
+  op.argmax[r] = nan_at < 0 ? sums.argmax : nan_at;  // as torch's, which counts NaN as the largest
+  // Infinite where the maximum is; several +inf are no NaN.
+  static_cast<R*>(op.logsumexp)[r] = sums.max * inverse_tau + (z != z && nan_at < 0 ? R(0) : log_z);
   if (!op.in.target) return;
   const int64_t y = op.in.target[r];
   if (y < 0 || y >= op.in.logits.classes) {
@@ -36,10 +38,9 @@ void write(const SoftmaxStats& op, int64_t r, const Reader<R>& row, const Online
   const R below = (sums.max - row.at(y)) * inverse_tau, e = exp(-below);
   const bool top = y == sums.argmax;
   // Off the maximum, no more than half of either sum is taken away.
-  const R miss = (top ? sums.others : 1 + sums.others - e) / z;
-  const R rest = (top ? sums.squares : 1 + sums.squares - e * e) / (z * z);
+  const double miss = top ? sums.others : 1 + sums.others - e, rest = top ? sums.squares : 1 + sums.squares - e * e;
   put(op.nll, below + log_z);
-  put(op.el2n, ::sqrt(miss * miss + (rest > 0 ? rest : rest != rest ? rest : R(0))));
+  put(op.el2n, R(::sqrt(miss * miss + (rest < 0 ? 0 : rest)) / z));
 }
 
 template <Wanted kWanted, class R>

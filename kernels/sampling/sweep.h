@@ -128,9 +128,9 @@ struct Online {
         if (s.max > second) second = s.max;
         return shift;
       }
-      // The new maximum's own part may be taken out of sums that are not mostly it.
+      // The new maximum's own part may be taken out of sums that are not mostly it, and whose squares are floats.
       const R moved = s.max - shift, own = exp(moved * inverse_tau), rest = (counted() + others) + (s.total - own);
-      if (own <= 4 * rest) {
+      if (own <= 4 * rest && own < 1e12f) {
         const R scale = 1 / own, energies = energy + (s.energy - own * moved);
         others = rest * scale;
         energy = energies * scale - others * moved;

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..distill.reference import DIVERGENCES
 from ..distill.topk import TAILS
+from ..sampling.reference import KINDS
 
 Example = Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
 
@@ -127,6 +128,37 @@ def _deviation_stats_every_option() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (_logits(0, 2, 3, 9), _logits(1, 2, 3, 8)), options
 
 
+def _softmax_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (_logits(0, 3, 7).requires_grad_(), None, torch.tensor(1.0)), {}
+
+
+def _stats_options() -> tuple[Any, ...]:
+    """target, temperature, valid_mask, softcap and logit_scale of [2, 3] rows and 7 classes."""
+    target = torch.tensor([[0, 1, 6], [2, 5, 1]])
+    per_row = torch.rand(2, 3, generator=torch.Generator().manual_seed(2)) + 0.5
+    mask = torch.arange(7) != 3
+    return target, per_row, mask, 5.0, 0.7
+
+
+def _softmax_stats_every_option() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (_logits(0, 2, 3, 7).requires_grad_(), *_stats_options()), {}
+
+
+def _linear_softmax_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    (hidden, weight, _), _ = _heads()
+    return (hidden, weight, None, None, torch.tensor(2.0)), {}
+
+
+def _linear_softmax_stats_every_option() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    (hidden, weight, bias), _ = _heads()
+    hidden = hidden.detach().view(2, 3, 4).requires_grad_()
+    return (hidden, weight, bias, *_stats_options()), {"chunk_size": 4}
+
+
+def _disagreement(kind: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (*_models(2, 3, 7), _stats_options()[0]), {"kind": kind}
+
+
 def op_examples() -> dict[str, list[Example]]:
     """{op name: [callable, ...]} for every public op and no other.
 
@@ -136,6 +168,7 @@ def op_examples() -> dict[str, list[Example]]:
     """
     return {
         "deviation_stats": [_deviation_stats, _deviation_stats_every_option],
+        "disagreement": [partial(_disagreement, kind) for kind in KINDS],
         "linear_cross_entropy": [partial(_linear_cross_entropy, reduction) for reduction in ("mean", "none")],
         "linear_distill_loss": [
             *(partial(_linear_distill_loss, name, "sum") for name in ("forward_kl", "jsd")),
@@ -146,6 +179,8 @@ def op_examples() -> dict[str, list[Example]]:
             *(_distill_loss, _distill_loss_every_option, _distill_loss_rows, _distill_loss_with_stats),
             *(partial(_distill_loss_divergence, name) for name in DIVERGENCES[1:]),
         ],
+        "linear_softmax_stats": [_linear_softmax_stats, _linear_softmax_stats_every_option],
+        "softmax_stats": [_softmax_stats, _softmax_stats_every_option],
         "soft_cross_entropy": [_soft_cross_entropy, partial(_soft_cross_entropy, 3), partial(_soft_cross_entropy, 7)],
         "topk_distill_loss": [
             *(partial(_topk_distill_loss_every_option, tail) for tail in TAILS),
