@@ -128,6 +128,10 @@ inline void stream_fence() {
 // A row's end: n < kLanes elements; the lanes behind them read `fill`.
 template <class T>
 inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(F32) == 64 && __is_same(T, float))
+    return (F32)_mm512_mask_loadu_ps(F32{} + fill, (__mmask16)((1u << n) - 1), p);
+#endif
   T block[kLanes<decltype(load(p))>] = {};
   memcpy(block, p, n * sizeof(T));
   auto v = load(block);
@@ -136,6 +140,9 @@ inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
 }
 template <class T, class V>
 inline void store_tail(T* p, int64_t n, V v) {
+#ifdef __AVX512F__
+  if constexpr (sizeof(V) == 64 && __is_same(T, float)) return _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
+#endif
   T block[kLanes<V>];
   store(block, v);
   memcpy(p, block, n * sizeof(T));
@@ -272,6 +279,24 @@ inline F32 log(F32 x) {
 }
 inline F64 log(F64 x) {
   for (int i = 0; i < kLanes<F64>; ++i) x[i] = ::log(x[i]);
+  return x;
+}
+
+// log(1 + x) of x >= 0, and exp(x) - 1 of x <= 0; relative error 3e-7, near 0 too.
+inline F32 log1p(F32 x) {
+  const F32 u = 1 + x, y = u == 1 ? x : log(u) * (x / (u - 1));  // what the sum rounded off is put back
+  return x == x ? y : x;
+}
+inline F32 expm1(F32 x) {
+  const F32 e = exp_nonpositive(x, 1.0f), y = e == 1 ? x : e == 0 ? F32{} - 1 : (e - 1) * (x / log(e));
+  return x == x ? y : x;
+}
+inline F64 log1p(F64 x) {
+  for (int i = 0; i < kLanes<F64>; ++i) x[i] = ::log1p(x[i]);
+  return x;
+}
+inline F64 expm1(F64 x) {
+  for (int i = 0; i < kLanes<F64>; ++i) x[i] = ::expm1(x[i]);
   return x;
 }
 

@@ -28,7 +28,9 @@ Vector<R> gradient(Vector<R> x, const Point<R>& at, R lowest, R extra) {
 }
 
 template <class T, class R>
-void write(T* out, const R* x, int64_t n, const Point<R>& at, R lowest, bool past_caches) {
+void write(T* out, const Numbers<R>& block, const Point<R>& at, R lowest, bool past_caches) {
+  const R* const x = block.x;
+  const int64_t n = block.n;
   constexpr int64_t lanes = kLanes<Vector<R>>, bytes = lanes * sizeof(T);
   int64_t i = 0;
   if (past_caches && (uintptr_t)out % bytes) {
@@ -37,6 +39,7 @@ void write(T* out, const R* x, int64_t n, const Point<R>& at, R lowest, bool pas
     store_tail(out, i, gradient(load_tail(x, i), at, lowest, R(0)));
   }
   for (; i + lanes <= n; i += lanes) {
+    __builtin_prefetch(block.next + i * block.element);
     const Vector<R> g = gradient(load(x + i), at, lowest, R(0));
     past_caches ? stream(out + i, g) : store(out + i, g);
   }
@@ -69,9 +72,7 @@ void row(const SoftmaxStatsBackward& op, const Reader<R>& from, const Transform<
   // Before they may be overwritten: two classes that get more than the others.
   const R x_argmax = at.max, x_target = bad ? nan : from.at(y);
   for (int64_t c = 0; c < classes; c += kBlock) {
-    const int64_t n = block_size(classes, c);
-    __builtin_prefetch(from.row + c * from.source.element + kAhead);
-    write(out + c, from.read(c, n), n, at, lowest, op.past_caches);
+    write(out + c, from.block(c, block_size(classes, c)), at, lowest, op.past_caches);
   }
   if (bad) return;
   const R both = argmax == y ? at.of.at_target + at.of.at_argmax : at.of.at_argmax;

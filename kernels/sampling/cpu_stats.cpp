@@ -6,13 +6,11 @@
 namespace tamis::TAMIS_ISA {
 namespace {
 
-// The row's first NaN, or -1.
 template <class R>
 int64_t first_nan(const Reader<R>& row, int64_t classes) {
   for (int64_t c = 0; c < classes; c += kBlock) {
-    const R* const x = row.read(c, block_size(classes, c));
-    for (int64_t i = 0; i < block_size(classes, c); ++i)
-      if (x[i] != x[i]) return c + i;
+    const int64_t n = block_size(classes, c), at = first_nan(row.read(c, n), n);
+    if (at >= 0) return c + at;
   }
   return -1;
 }
@@ -57,18 +55,22 @@ void rows(const SoftmaxStats& op, const Source<R>& source, int64_t begin, int64_
   }
 }
 
-template <class T, class R = Real<T>>
+template <class T, Dtype kDtype, class R = Real<T>>
 void softmax_stats(const SoftmaxStats& op, int64_t begin, int64_t end, void* scratch) {
+  if (op.in.logits.classes <= kFew) return few_kernels[kDtype](op, begin, end, scratch);
   (op.in.target ? rows<kSquares, R> : rows<kEnergy, R>)(op, kSource<T>, begin, end, static_cast<R*>(scratch));
 }
 
-const RowKernel<SoftmaxStats> stats_kernels[kDtypes] = {softmax_stats<float>, softmax_stats<double>,
-                                                        softmax_stats<Float16>, softmax_stats<BFloat16>};
+const RowKernel<SoftmaxStats> stats_kernels[kDtypes] = {softmax_stats<float, f32>, softmax_stats<double, f64>,
+                                                        softmax_stats<Float16, f16>, softmax_stats<BFloat16, bf16>};
 
-// Two blocks, two rows of exponentials, a number a block of each, all as wide as a double.
+// Two blocks, two rows of exponentials, a number a block of each, all as wide as a double. Few classes: a block, and as
+// many rows as lanes.
 int64_t scratch_bytes(int64_t classes) {
   const int64_t blocks = classes / kBlock + 1;
-  return 8 * (2 * kBlock + 2 * blocks * kBlock + 2 * blocks);
+  const int64_t few = classes <= kFew ? kBlock + classes * kLanes<F32> : 0;
+  const int64_t many = 2 * kBlock + 2 * blocks * kBlock + 2 * blocks;
+  return 8 * (few > many ? few : many);
 }
 
 }  // namespace

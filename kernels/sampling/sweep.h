@@ -6,10 +6,13 @@
 
 namespace tamis::TAMIS_ISA {
 
+extern const RowKernel<SoftmaxStats> few_kernels[kDtypes];  // of rows of at most kFew classes
 extern const RowKernel<SoftmaxStatsBackward> backward_kernels[kDtypes];
 extern const RowKernel<DisagreementOp> disagreement_kernels[kDtypes][kDtypes];
 
 namespace {
+
+constexpr int64_t kFew = 256;  // as many as fit in L1 for every lane
 
 template <class R>
 struct Sums {                // of e = exp((x - shift) / tau)
@@ -178,6 +181,14 @@ struct Online {
     return sweep<kWanted, kKeep, true>(block, shift, inverse_tau, e);
   }
 };
+
+// The row's first NaN, or -1.
+template <class R>
+int64_t first_nan(const R* x, int64_t n) {
+  int64_t i = 0;
+  while (i < n && x[i] == x[i]) ++i;
+  return i < n ? i : -1;
+}
 
 // How a row's logits are read: transformed, -inf where they do not count.
 template <class R>
