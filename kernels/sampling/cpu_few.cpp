@@ -16,7 +16,7 @@ template <Wanted kWanted, class R>
 Found<R> survey(const R* x, int64_t classes, Vector<R> inverse_tau) {
   using V = Vector<R>;
   constexpr int64_t lanes = kLanes<V>;
-  Found<R> f{V{} - kInf, V{} - kInf, {}, {}, {}, {}, {}, {}};
+  Found<R> f{V{} - kInf, V{} - kInf, V{} - 1, {}, {}, {}, {}, {}};
   for (int64_t c = 0; c < classes; ++c) {
     const V one = load(x + c * lanes);
     f.second = max(min(f.max, one), f.second);
@@ -50,7 +50,7 @@ void write(const SoftmaxStats& op, int64_t r, int64_t n, const R* x, const Found
   V at_target{};
   R ys[lanes] = {};
   for (int64_t i = 0; i < n; ++i) {
-    op.argmax[r + i] = int64_t(f.argmax[i]);
+    op.argmax[r + i] = f.argmax[i] < 0 ? 0 : int64_t(f.argmax[i]);  // of -inf alone
     if (f.z[i] != f.z[i]) {
       int64_t c = 0;
       while (c < classes && x[c * lanes + i] == x[c * lanes + i]) ++c;
