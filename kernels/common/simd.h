@@ -161,14 +161,16 @@ inline V min(V a, V b) {
 template <bool kAdd, class V>
 inline auto reduce(V v) {
   const auto join = [](auto a, auto b) { return kAdd ? a + b : b > a ? b : a; };
+  [[maybe_unused]] constexpr bool floats = __is_same(decltype(v[0] + 0), float);
 #ifdef __AVX512F__
-  if constexpr (kLanes<V> == 16) return reduce<kAdd>(join(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+  if constexpr (floats && kLanes<V> == 16)
+    return reduce<kAdd>(join(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
 #endif
 #ifdef __AVX__
-  if constexpr (kLanes<V> == 8 && sizeof(V) == 32)
+  if constexpr (floats && kLanes<V> == 8)
     return reduce<kAdd>(join(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
 #endif
-  if constexpr (kLanes<V> == 4 && sizeof(V) == 16) return join(join(v[0], v[2]), join(v[1], v[3]));
+  if constexpr (floats && kLanes<V> == 4) return join(join(v[0], v[2]), join(v[1], v[3]));
   auto all = v[0];
   for (int i = 1; i < kLanes<V>; ++i) all = join(all, v[i]);
   return all;
