@@ -2,12 +2,14 @@
 #pragma once
 #include <string>
 #include "kernels/distill/cpu.h"
+#include "kernels/sampling/draw.h"
 
 namespace tamis {
 
 struct Kernels {
   const char* isa;
   const DistillKernels& distill;
+  const DrawKernels& draw;
 };
 
 const Kernels& kernels();  // the widest that this machine runs, or the environment's TAMIS_ISA

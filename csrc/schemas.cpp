@@ -83,6 +83,13 @@ STABLE_TORCH_LIBRARY(tamis, m) {
       "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1.0, "
       "float teacher_logit_scale=1.0) -> Tensor[]");
 
+  // sampling
+  m.def(
+      "importance_sample(Tensor probs, SymInt? num_samples, str method, Tensor? ids, SymInt seed, SymInt offset=0, "
+      "float? cap=None, str weights=\"draw\") -> Tensor[]");
+  // Philox-4x32-10 with key seed of the counters (id, offset): [n, 4] words of 32 bits.
+  m.def("_philox(Tensor ids, SymInt seed, SymInt offset) -> Tensor");
+
   m.def("_isa() -> str");
   m.def("_use_isa(str isa) -> str");
 }

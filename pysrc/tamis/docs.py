@@ -9,7 +9,7 @@ import torch
 
 import tamis
 
-FAMILIES = {"distill": tamis.distill}
+FAMILIES = {"distill": tamis.distill, "sampling": tamis.sampling}
 
 
 def page() -> str:
