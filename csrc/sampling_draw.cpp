@@ -76,12 +76,17 @@ Tensors poisson(const Draw& d) {
   return {indices, weights};
 }
 
+void sort_by_id(const Draw& d, Positions& positions) {  // equal ids: by position
+  const int64_t* const ids = d.of.ids;
+  std::sort(positions.begin(), positions.end(),
+            [&](int64_t a, int64_t b) { return ids[a] != ids[b] ? ids[a] < ids[b] : a < b; });
+}
+
 // Of `equal` keys at the threshold only `wanted` are drawn, of the least ids: the others' keys become kNever.
 void break_ties(const Draw& d, uint32_t* keys, uint32_t threshold, int64_t equal, int64_t wanted) {
   Positions ties(equal);
   kernels().draw.find(keys, 0, d.n, threshold, threshold, ties.data());
-  if (const int64_t* const ids = d.of.ids)
-    std::stable_sort(ties.begin(), ties.end(), [&](int64_t a, int64_t b) { return ids[a] < ids[b]; });
+  if (d.of.ids) sort_by_id(d, ties);
   for (int64_t i = wanted; i < equal; ++i) keys[ties[i]] = kNever;
 }
 
@@ -149,7 +154,7 @@ Positions by_id(const Draw& d) {
   if (!ids || std::is_sorted(ids, ids + d.n)) return {};
   Positions order(d.n);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return ids[a] < ids[b]; });
+  sort_by_id(d, order);
   return order;
 }
 

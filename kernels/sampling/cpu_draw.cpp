@@ -52,7 +52,7 @@ int64_t poisson(const Population& of, int64_t begin, int64_t end, uint64_t* mask
     uint64_t drawn = 0;
     for (int64_t k = 0; k < n; k += kHalf) {
       const U64 word = philox(ids_at(of.ids, i + k, n - k), of.seed, of.offset).word[0];
-      const F64 next = (F64)((word & 0xffffffff) | 0x4330000000000000) - 0x1.fffffffffffffp51;  // 2^52 - 1
+      const F64 next = (F64)((word & 0xffffffff) | 0x4330000000000000) - (0x1p52 - 1);
       const F64 x = load_wide(p + k);
       drawn |= bits_of((I64)(next <= x * 0x1p32)) << k;
       valid &= (I64)(x >= 0) & (I64)(x <= 1);

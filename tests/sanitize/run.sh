@@ -7,12 +7,17 @@ out=build/sanitize
 mkdir -p "$out"
 
 drive() {  # runner, compiler, isa, lanes, flags
+  build "$@" -ffp-contract=fast tests/sanitize/distill.cpp kernels/distill/cpu_*.cpp
+  build "$@" -ffp-contract=off tests/sanitize/draw.cpp kernels/sampling/cpu_draw.cpp
+}
+
+build() {
   local runner=$1 compiler=$2 isa=$3 lanes=$4
   shift 4
   echo "$isa $*"
-  "$compiler" -std=c++17 -g -pthread "-DTAMIS_ISA=$isa" "-DTAMIS_LANES=$lanes" "$@" -ffp-contract=fast -Wno-psabi \
-    -Wno-maybe-uninitialized tests/sanitize/distill.cpp kernels/distill/cpu_*.cpp -o "$out/distill"
-  $runner "$out/distill"
+  "$compiler" -std=c++17 -g -pthread "-DTAMIS_ISA=$isa" "-DTAMIS_LANES=$lanes" "$@" -Wno-psabi \
+    -Wno-maybe-uninitialized -o "$out/driver"
+  $runner "$out/driver"
 }
 
 for sanitizer in address,undefined thread; do

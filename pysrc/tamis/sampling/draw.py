@@ -86,7 +86,7 @@ def importance_sample(
     check_choice(FN, "impl", impl, IMPLEMENTATIONS)
     num_samples = check_how(num_samples, method, weights)
     cap = None if cap is None else check_number(FN, "cap", cap, "a number above 1e-37", lambda x: x > 1e-37)
-    seed, offset = _bits("seed", seed), _bits("offset", offset)
+    seed, offset = bits("seed", seed), bits("offset", offset)
     probs = check_probs(probs)
     if method != "poisson" and len(probs) == 0:
         fail(FN, "probs", "one above 0", "none")
@@ -123,7 +123,7 @@ def check_how(num_samples: int | None, method: str, weights: str) -> int | None:
     return num_samples
 
 
-def _bits(name: str, value: int) -> int:
+def bits(name: str, value: int) -> int:
     """Of 64 bits, signed or not."""
     if isinstance(value, int) and not isinstance(value, bool) and 2**63 <= value < 2**64:
         value -= 2**64

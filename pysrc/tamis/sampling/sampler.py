@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..common.checks import check_bool, check_integer, fail
-from .draw import Sample, importance_sample
+from .draw import Sample, bits, importance_sample
 
 FN = "ImportanceSampler"
 _FIXED = ("num_samples", "method", "seed", "cap", "weights", "shuffle")  # what a state must have been made with
@@ -41,12 +41,14 @@ class ImportanceSampler(Sampler[int]):
         shuffle: bool = True,
     ) -> None:
         check_bool(FN, "shuffle", shuffle)
-        self.num_samples, self.method, self.seed, self.cap, self.shuffle = num_samples, method, seed, cap, shuffle
+        self.num_samples, self.method, self.cap, self.shuffle = num_samples, method, cap, shuffle
+        self.seed = bits("seed", seed)
         self._kind, self._ids = weights, None if ids is None else ids.detach().clone()
-        self._epoch = self._position = 0
+        self._epoch = self._position = self._run = 0
         self._begun = self._resuming = self._exhausted = False
         self._pending: Tensor | None = None  # of the next epoch on
-        self._sample = self._draw(probs, 0)
+        self._weights: Tensor | None = None
+        self._use(probs, self._draw(probs, 0), 0)
         self._probs = probs.detach().clone()
 
     def _draw(self, probs: Tensor, epoch: int) -> Sample:
@@ -79,7 +81,10 @@ class ImportanceSampler(Sampler[int]):
     @property
     def weights(self) -> Tensor:
         """[n] float32, by position, 0 where not drawn: the weight of one draw, where an example may come again."""
-        return torch.zeros_like(self._probs, dtype=torch.float32).index_copy(0, *self._sample[:2])
+        if self._weights is None:
+            self._weights = torch.zeros_like(self._probs, dtype=torch.float32)
+            self._weights[self._sample.indices] = self._sample.weights
+        return self._weights
 
     def __len__(self) -> int:
         return len(self._sample.indices)
@@ -87,18 +92,18 @@ class ImportanceSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         if self._exhausted:
             self._begin(self._epoch + 1)
-        start = self._position if self._resuming else 0
-        self._begun, self._resuming = True, False
-        return self._indices(start)
+        self._position = self._position if self._resuming else 0
+        self._begun, self._resuming, self._run = True, False, self._run + 1
+        return self._indices(self._run, self._order()[self._position :].tolist())
 
-    def _indices(self, start: int) -> Iterator[int]:
-        epoch, order = self._epoch, self._order()[start:].tolist()
-        self._position = start
-        for index in order:
-            self._position += 1
-            self._exhausted = self._position == len(self)
+    def _indices(self, run: int, indices: list[int]) -> Iterator[int]:
+        for index in indices:
+            if run == self._run:  # no newer iter() has taken over
+                self._position += 1
+                self._exhausted = self._position == len(self)
             yield index
-        self._exhausted = epoch == self._epoch
+        if run == self._run:
+            self._exhausted = True  # also an empty epoch
 
     def _order(self) -> Tensor:
         indices = self._sample.indices.cpu()
@@ -110,9 +115,13 @@ class ImportanceSampler(Sampler[int]):
 
     def _begin(self, epoch: int) -> None:
         probs = self._probs if self._pending is None else self._pending
-        self._sample = self._draw(probs, epoch)
-        self._probs, self._pending, self._epoch, self._position = probs, None, epoch, 0
+        self._use(probs, self._draw(probs, epoch), epoch)
+        self._pending = None
+
+    def _use(self, probs: Tensor, sample: Sample, epoch: int) -> None:
+        self._probs, self._sample, self._weights, self._epoch, self._position = probs, sample, None, epoch, 0
         self._begun = self._resuming = self._exhausted = False
+        self._run += 1
 
     def set_epoch(self, epoch: int) -> None:
         """The next iter() begins this epoch; where a state of it was loaded, it goes on from there."""
@@ -131,7 +140,7 @@ class ImportanceSampler(Sampler[int]):
         if self._begun:
             self._pending = probs.detach().clone()
         else:
-            self._sample, self._probs = sample, probs.detach().clone()
+            self._use(probs.detach().clone(), sample, self._epoch)
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """What goes on from here in another process, probabilities included.
@@ -161,10 +170,11 @@ class ImportanceSampler(Sampler[int]):
         probs, pending = state["probs"], state["next_probs"]
         if probs.shape != self._probs.shape:
             fail(FN, "state", f"probs of shape {list(self._probs.shape)}", list(probs.shape))
-        self._pending = probs.to(self._probs.device)
-        self._begin(state["epoch"])
-        self._pending = None if pending is None else pending.to(self._probs.device)
-        if not 0 <= state["position"] <= len(self):
-            fail(FN, "state", f"position 0 to {len(self)}", state["position"])
+        probs = probs.to(self._probs.device)
+        sample = self._draw(probs, state["epoch"])
+        if not 0 <= state["position"] <= len(sample.indices):
+            fail(FN, "state", f"position 0 to {len(sample.indices)}", state["position"])
+        self._use(probs, sample, state["epoch"])
+        self._pending = None if pending is None else pending.to(probs.device)
         self._position, self._exhausted = state["position"], state["exhausted"]
         self._begun = self._resuming = state["position"] > 0

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..distill.reference import DIVERGENCES
 from ..distill.topk import TAILS
+from ..sampling.draw_reference import METHODS
 
 Example = Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
 
@@ -127,6 +128,14 @@ def _deviation_stats_every_option() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (_logits(0, 2, 3, 9), _logits(1, 2, 3, 8)), options
 
 
+def _importance_sample(method: str, weights: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    probs = torch.rand(40, generator=torch.Generator().manual_seed(0))
+    probs[3] = 0
+    ids = torch.arange(40).flip(0) * 2**33 - 7
+    k = None if method == "poisson" else 6
+    return (probs, k, method, ids if weights == "draw" else None, 2**40 + 1, -2), {"cap": 5.0, "weights": weights}
+
+
 def op_examples() -> dict[str, list[Example]]:
     """{op name: [callable, ...]} for every public op and no other.
 
@@ -145,6 +154,10 @@ def op_examples() -> dict[str, list[Example]]:
         "distill_loss": [
             *(_distill_loss, _distill_loss_every_option, _distill_loss_rows, _distill_loss_with_stats),
             *(partial(_distill_loss_divergence, name) for name in DIVERGENCES[1:]),
+        ],
+        "importance_sample": [
+            *(partial(_importance_sample, method, "draw") for method in METHODS),
+            *(partial(_importance_sample, method, "inclusion") for method in METHODS[:2]),
         ],
         "soft_cross_entropy": [_soft_cross_entropy, partial(_soft_cross_entropy, 3), partial(_soft_cross_entropy, 7)],
         "topk_distill_loss": [
