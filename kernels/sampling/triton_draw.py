@@ -1,6 +1,7 @@
 """The draws' twins of exact.h and philox.h: one example a lane; compiled without fusion, so that bits are the same.
 
-Floor: 10 rounds of Philox, 4 or 8 bytes read (8 more of ids) and 1 or 4 written an example: bound by memory.
+Floor: 10 rounds of Philox, about 80 integer operations, 4 or 8 bytes read (8 more of ids) and 1 or 4 written an
+example: bound by the integers, so that loads need not be wide.
 """
 
 import triton
