@@ -50,12 +50,15 @@ int64_t poisson(const Population& of, int64_t begin, int64_t end, uint64_t* mask
     if (n < 64) memcpy(tail, probs + i, n * sizeof(T));
     const T* const p = n < 64 ? tail : probs + i;
     uint64_t drawn = 0;
-    for (int64_t k = 0; k < n; k += kHalf) {
-      const U64 word = philox(ids_at(of.ids, i + k, n - k), of.seed, of.offset).word[0];
-      const F64 next = (F64)((word & 0xffffffff) | 0x4330000000000000) - (0x1p52 - 1);
-      const F64 x = load_wide(p + k);
-      drawn |= bits_of((I64)(next <= x * 0x1p32)) << k;
-      valid &= (I64)(x >= 0) & (I64)(x <= 1);
+    for (int64_t k = 0; k < n; k += kGroup * kHalf) {
+      Words<U64> w[kGroup];
+      group_words(of.ids, i + k, n - k, of.seed, of.offset, w);
+      for (int g = 0; g < kGroup; ++g) {
+        const F64 next = (F64)((w[g].word[0] & 0xffffffff) | 0x4330000000000000) - (0x1p52 - 1);
+        const F64 x = load_wide(p + k + g * kHalf);
+        drawn |= bits_of((I64)(next <= x * 0x1p32)) << (k + g * kHalf);
+        valid &= (I64)(x >= 0) & (I64)(x <= 1);
+      }
     }
     mask[i / 64] = drawn;
     count += __builtin_popcountll(drawn);
@@ -106,9 +109,11 @@ bool race(const Population& of, int64_t begin, int64_t end, uint32_t* keys, uint
   I32 valid = I32{} - 1;
   for (int64_t i = begin; i < end; i += kBlock) {
     const int64_t n = end - i < kBlock ? end - i : kBlock;
-    for (int64_t k = 0; k < n; k += kHalf) {
-      const Words<U64> w = philox(ids_at(of.ids, i + k, n - k), of.seed, of.offset);
-      store_words(word[0] + k, w.word[0]), store_words(word[1] + k, w.word[1]);
+    for (int64_t k = 0; k < n; k += kGroup * kHalf) {
+      Words<U64> w[kGroup];
+      group_words(of.ids, i + k, n - k, of.seed, of.offset, w);
+      for (int g = 0; g < kGroup; ++g)
+        for (int j = 0; j < 2; ++j) store_words(word[j] + k + g * kHalf, w[g].word[j]);
     }
     for (int64_t k = 0; k < n; k += TAMIS_LANES) {
       const int64_t left = n - k;
@@ -198,9 +203,15 @@ int64_t count(const uint32_t* keys, int64_t begin, int64_t end, uint32_t low, ui
 }
 
 uint32_t least_above(const uint32_t* keys, int64_t begin, int64_t end, uint32_t key) {
-  uint32_t least = kNever;
-  for (int64_t i = begin; i < end; ++i) least = keys[i] > key && keys[i] < least ? keys[i] : least;
-  return least;
+  I32 least = I32{} + (int32_t)kNever, k;  // 31 bits: signed comparisons serve
+  int64_t i = begin;
+  for (; i + TAMIS_LANES <= end; i += TAMIS_LANES) {
+    memcpy(&k, keys + i, sizeof k);
+    least = (k > (int32_t)key) & (k < least) ? k : least;
+  }
+  uint32_t found = (uint32_t)-reduce_max(-least);
+  for (; i < end; ++i) found = keys[i] > key && keys[i] < found ? keys[i] : found;
+  return found;
 }
 
 // Two histograms: of the next 11 bits, then of the last 9.
