@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from sampling.populations import DTYPES, TINY, some_ids, uniform
+from sampling.populations import DTYPES, EXTREMES, TINY, some_ids, uniform
+from sampling.test_draw_bits import same
 from tamis import explain
 from tamis.sampling import Sample, draw_reference, importance_sample
 
@@ -27,6 +28,17 @@ def test_the_exponential_is_precise_at_both_ends():
     truth = torch.where(v < 0.5, -torch.log1p(-v), -torch.log(1 - v))
     assert ((got - truth).abs() <= 1.8e-7 * truth).all()
     assert got.min() == 2.0**-48 and got.max() > 33
+
+
+def test_a_race_is_precise_at_both_ends(isa):
+    w = torch.ops.tamis._philox(EXTREMES, 0, 0)
+    first = w[:, 0] >> 8
+    assert first.tolist() == [0xFFFFFF if i in (4, 7) else 0 for i in range(8)]
+    drawn = importance_sample(torch.ones(8), 8, method="race", ids=EXTREMES, seed=0)
+    v = (first << 24) + (w[:, 1] >> 8 | 1)
+    truth = torch.where(first == 0, -torch.log1p(-v * 2.0**-48), -torch.log((2**48 - v) * 2.0**-48))
+    assert ((drawn.keys.double() - truth).abs() <= 1.8e-7 * truth).all()
+    assert same(drawn, importance_sample(torch.ones(8), 8, method="race", ids=EXTREMES, seed=0, impl="reference"))
 
 
 def test_inclusion_is_precise_for_small_exposures():

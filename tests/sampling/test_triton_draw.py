@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from interpreter import inner, outer, patched_once, run_inside, small  # noqa: F401
-from sampling.populations import DTYPES, some_ids, strided, uniform
+from sampling.populations import DTYPES, EXTREMES, some_ids, strided, uniform
 from sampling.test_draw_bits import METHODS, known_answers, same
 from tamis import explain
 from tamis.aot import entries, triton
@@ -58,6 +58,8 @@ def test_words_at_both_ends_of_the_race():
     probs = torch.ones(20_000)
     got = importance_sample(probs, 20_000, method="race", seed=1, impl="triton")
     assert same(got, importance_sample(probs, 20_000, method="race", seed=1))
+    got = importance_sample(probs[:8], 8, method="race", ids=EXTREMES, seed=0, impl="triton")
+    assert same(got, importance_sample(probs[:8], 8, method="race", ids=EXTREMES, seed=0))
 
 
 @inner
