@@ -140,6 +140,11 @@ def test_arguments_are_checked_when_it_is_made():
     for options in ({"num_samples": 200}, {"method": "poisson"}, {"cap": 0.0}, {"weights": "tea"}):
         with pytest.raises(ValueError, match="tamis.importance_sample"):
             sampler(**({"k": options.pop("num_samples", 20)} | options))
+    for bad in ({"ids": [1]}, {"seed": 0.5}):
+        with pytest.raises(TypeError, match="tamis.importance_sample: (ids|seed): expected"):
+            sampler(**bad)
+    with pytest.raises(TypeError, match="tamis.importance_sample: probs: expected"):
+        sampler().update([0.5] * 100)
     with pytest.raises(TypeError, match="tamis.ImportanceSampler: shuffle"):
         sampler(shuffle=1)
 

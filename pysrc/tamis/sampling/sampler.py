@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..common.checks import check_bool, check_integer, fail
-from .draw import Sample, bits, importance_sample
+from ..common.checks import check_bool, check_integer, check_like, fail
+from .draw import Sample, bits, check_probs, importance_sample
 
 FN = "ImportanceSampler"
 _FIXED = ("num_samples", "method", "seed", "cap", "weights", "shuffle")  # what a state must have been made with
@@ -43,13 +43,14 @@ class ImportanceSampler(Sampler[int]):
         check_bool(FN, "shuffle", shuffle)
         self.num_samples, self.method, self.cap, self.shuffle = num_samples, method, cap, shuffle
         self.seed = bits("seed", seed)
-        self._kind, self._ids = weights, None if ids is None else ids.detach().clone()
+        self._kind, self._ids = weights, ids
         self._epoch = self._position = self._run = 0
         self._begun = self._resuming = self._exhausted = False
         self._pending: Tensor | None = None  # of the next epoch on
         self._weights: Tensor | None = None
+        probs = check_probs(probs).clone()
         self._use(probs, self._draw(probs, 0), 0)
-        self._probs = probs.detach().clone()
+        self._ids = None if ids is None else ids.detach().clone()
 
     def _draw(self, probs: Tensor, epoch: int) -> Sample:
         return importance_sample(
@@ -134,13 +135,13 @@ class ImportanceSampler(Sampler[int]):
 
     def update(self, probs: Tensor) -> None:
         """Other probabilities of the same examples, from the next epoch to begin on."""
-        if probs.shape != self._probs.shape:
-            fail(FN, "probs", f"shape {list(self._probs.shape)}", list(probs.shape))
+        probs = check_probs(probs).clone()
+        check_like(FN, "probs", probs, self._probs.shape, self._probs.device)
         sample = self._draw(probs, self._epoch + self._begun)  # refuses what cannot be drawn from
         if self._begun:
-            self._pending = probs.detach().clone()
+            self._pending = probs
         else:
-            self._use(probs.detach().clone(), sample, self._epoch)
+            self._use(probs, sample, self._epoch)
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """What goes on from here in another process, probabilities included.
