@@ -108,6 +108,11 @@ STABLE_TORCH_LIBRARY(tamis, m) {
       "Tensor argmax, Tensor d_logsumexp, Tensor d_entropy, Tensor d_max_prob, Tensor? d_nll, bool[] wanted) "
       "-> Tensor[]");
   m.def("disagreement(Tensor logits_a, Tensor logits_b, Tensor? target=None, str kind=\"entropy_term\") -> Tensor");
+  m.def(
+      "importance_sample(Tensor probs, SymInt? num_samples, str method, Tensor? ids, SymInt seed, SymInt offset=0, "
+      "float? cap=None, str weights=\"draw\") -> Tensor[]");
+  // Philox-4x32-10 with key seed of the counters (id, offset): [n, 4] words of 32 bits.
+  m.def("_philox(Tensor ids, SymInt seed, SymInt offset) -> Tensor");
 
   m.def("_isa() -> str");
   m.def("_use_isa(str isa) -> str");

@@ -18,6 +18,7 @@ class TritonVariant:
     constants: Mapping[str, Constant] = field(default_factory=dict)
     warps: int = 4
     registers: int | None = None  # a thread may have; without a number ptxas may spill to fit more programs
+    fusion: bool = True  # of products with sums
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 // The sampling family's softmax statistics: one table per ISA, filled by cpu_stats.cpp, chosen by csrc/dispatch.cpp.
 // Real below: float, or double where the logits are double.
 #pragma once
-#include "../common/matrix.h"
+#include "draw.h"
 
 namespace tamis {
 
@@ -47,6 +47,7 @@ struct SamplingKernels {                         // rows begin..end
   const RowKernel<SoftmaxStatsBackward>* softmax_stats_backward;
   const RowKernel<DisagreementOp> (*disagreement)[kDtypes];  // null where one of them alone is double
   int64_t (*scratch_bytes)(int64_t classes);                 // that any of them needs, aligned to 64
+  const DrawKernels& draw;
 };
 
 namespace v2 {

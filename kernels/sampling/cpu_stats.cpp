@@ -75,6 +75,6 @@ int64_t scratch_bytes(int64_t classes) {
 
 }  // namespace
 
-const SamplingKernels sampling = {stats_kernels, backward_kernels, disagreement_kernels, scratch_bytes};
+const SamplingKernels sampling = {stats_kernels, backward_kernels, disagreement_kernels, scratch_bytes, draw_kernels};
 
 }  // namespace tamis::TAMIS_ISA

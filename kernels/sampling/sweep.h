@@ -6,6 +6,7 @@
 
 namespace tamis::TAMIS_ISA {
 
+extern const DrawKernels draw_kernels;
 extern const RowKernel<SoftmaxStats> few_kernels[kDtypes];  // of rows of at most kFew classes
 extern const RowKernel<SoftmaxStatsBackward> backward_kernels[kDtypes];
 extern const RowKernel<DisagreementOp> disagreement_kernels[kDtypes][kDtypes];

@@ -45,7 +45,8 @@ def test_budget(entry):
     kernels = build([entry])
     assert violations(kernels, budgets.load()) == []
     loads = [op for op in kernels[0].resources.opcodes if op.startswith("LDG") and op.endswith(("128", "256"))]
-    assert loads or entry.variant.kernel in ("divisor_kernel", "row_sum_kernel")  # of numbers, one a row
+    one_a_row = entry.variant.kernel in ("divisor_kernel", "row_sum_kernel")
+    assert loads or one_a_row or getattr(entry.variant, "module", "") == "triton_draw"  # or one an example
 
 
 def test_assertions_are_compiled_for_debugging_alone():

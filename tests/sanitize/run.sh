@@ -1,40 +1,36 @@
-#!/ usr / bin / env bash
-#The CPU kernels under ASan with UBSan, then under TSan, for every instruction set of this machine; NEON in an emulator
-#where one and a cross compiler are found(Debian : g++ - aarch64 - linux - gnu, qemu - user).
+#!/usr/bin/env bash
+# The CPU kernels under ASan with UBSan, then under TSan, for every instruction set of this machine; NEON in an emulator
+# where one and a cross compiler are found (Debian: g++-aarch64-linux-gnu, qemu-user).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=build/sanitize
 mkdir -p "$out"
 
 drive() {  # runner, compiler, isa, lanes, flags
-  local runner=$1 compiler=$2 isa=$3 lanes=$4
-  shift 4
-  for family in distill sampling; do
-    echo "$family $isa $*"
-    "$compiler" -std=c++17 -g -pthread "-DTAMIS_ISA=$isa" "-DTAMIS_LANES=$lanes" "$@" -ffp-contract=fast -Wno-psabi \
-      -Wno-maybe-uninitialized "tests/sanitize/$family.cpp" "kernels/$family"/cpu_*.cpp -o "$out/$family"
-    $runner "$out/$family"
-  done
+  build "$@" -ffp-contract=fast tests/sanitize/distill.cpp kernels/distill/cpu_*.cpp
+  build "$@" -ffp-contract=off tests/sanitize/sampling.cpp kernels/sampling/cpu_*.cpp
+  build "$@" -ffp-contract=off tests/sanitize/draw.cpp kernels/sampling/cpu_*.cpp
 }
 
-for sanitizer in address,undefined thread;
-do flags = (-O1 "-fsanitize=$sanitizer" - fno - sanitize - recover = all) if["$(uname -m)" = x86_64];
-then drive
-    ""
-    "${CXX:-g++}" v2 4 -
-    march = x86 - 64 - v2 "${flags[@]}" if grep - q avx2 / proc / cpuinfo;
-then drive
-    ""
-    "${CXX:-g++}" v3 8 -
-    march = x86 - 64 - v3 "${flags[@]}";
-fi if grep - q avx512bw / proc / cpuinfo;
-then drive
-    ""
-    "${CXX:-g++}" v4 16 -
-    march = x86 - 64 - v4 "${flags[@]}";
-fi else drive
-        ""
-        "${CXX:-g++}" neon 4 "${flags[@]}" fi done if command -
-        v aarch64 - linux - gnu - g++ >
-    / dev / null&& command - v qemu - aarch64 > / dev / null;
-then drive qemu - aarch64 aarch64 - linux - gnu - g++ neon 4 - march = armv8 - a - O2 - static fi
+build() {
+  local runner=$1 compiler=$2 isa=$3 lanes=$4
+  shift 4
+  echo "$isa $*"
+  "$compiler" -std=c++17 -g -pthread "-DTAMIS_ISA=$isa" "-DTAMIS_LANES=$lanes" "$@" -Wno-psabi \
+    -Wno-maybe-uninitialized -o "$out/driver"
+  $runner "$out/driver"
+}
+
+for sanitizer in address,undefined thread; do
+  flags=(-O1 "-fsanitize=$sanitizer" -fno-sanitize-recover=all)
+  if [ "$(uname -m)" = x86_64 ]; then
+    drive "" "${CXX:-g++}" v2 4 -march=x86-64-v2 "${flags[@]}"
+    if grep -q avx2 /proc/cpuinfo; then drive "" "${CXX:-g++}" v3 8 -march=x86-64-v3 "${flags[@]}"; fi
+    if grep -q avx512bw /proc/cpuinfo; then drive "" "${CXX:-g++}" v4 16 -march=x86-64-v4 "${flags[@]}"; fi
+  else
+    drive "" "${CXX:-g++}" neon 4 "${flags[@]}"
+  fi
+done
+if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then
+  drive qemu-aarch64 aarch64-linux-gnu-g++ neon 4 -march=armv8-a -O2 -static
+fi

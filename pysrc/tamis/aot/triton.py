@@ -28,7 +28,13 @@ def version() -> str:
 
 
 def compile(entry: Entry, *, debug: bool = False) -> tuple[bytes, int]:
-    """The cubin, and the shared memory a launch gives it; with the kernel's assertions where `debug`.
+    """The cubin, and the shared memory a launch gives it; with the kernel's assertions where `debug`."""
+    compiled = built(entry, debug=debug)
+    return bytes(compiled.asm["cubin"]), int(compiled.metadata.shared)
+
+
+def built(entry: Entry, *, debug: bool = False) -> Any:
+    """What Triton makes of it: `.asm` holds ptx and cubin.
 
     Pointers and what is named a stride are multiples of 16, as in a model's logits.
     """
@@ -54,6 +60,10 @@ def compile(entry: Entry, *, debug: bool = False) -> tuple[bytes, int]:
         if signature[name].startswith("*") or name.endswith("stride"):
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
-    options = {"num_warps": variant.warps, "enable_fp_fusion": True, "maxnreg": variant.registers, "debug": debug}
-    built = triton.compile(source, target=GPUTarget("cuda", entry.arch, 32), options=options)
-    return bytes(built.asm["cubin"]), int(built.metadata.shared)
+    options = {
+        "num_warps": variant.warps,
+        "enable_fp_fusion": variant.fusion,
+        "maxnreg": variant.registers,
+        "debug": debug,
+    }
+    return triton.compile(source, target=GPUTarget("cuda", entry.arch, 32), options=options)

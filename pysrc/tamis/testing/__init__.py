@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..distill.reference import DIVERGENCES
 from ..distill.topk import TAILS
+from ..sampling.draw_reference import METHODS
 from ..sampling.reference import KINDS
 
 Example = Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
@@ -159,6 +160,14 @@ def _disagreement(kind: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (*_models(2, 3, 7), _stats_options()[0]), {"kind": kind}
 
 
+def _importance_sample(method: str, weights: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    probs = torch.rand(40, generator=torch.Generator().manual_seed(0))
+    probs[3] = 0
+    ids = torch.arange(40).flip(0) * 2**33 - 7
+    k = None if method == "poisson" else 6
+    return (probs, k, method, ids if weights == "draw" else None, 2**40 + 1, -2), {"cap": 5.0, "weights": weights}
+
+
 def op_examples() -> dict[str, list[Example]]:
     """{op name: [callable, ...]} for every public op and no other.
 
@@ -181,6 +190,10 @@ def op_examples() -> dict[str, list[Example]]:
         ],
         "linear_softmax_stats": [_linear_softmax_stats, _linear_softmax_stats_every_option],
         "softmax_stats": [_softmax_stats, _softmax_stats_every_option],
+        "importance_sample": [
+            *(partial(_importance_sample, method, "draw") for method in METHODS),
+            *(partial(_importance_sample, method, "inclusion") for method in METHODS[:2]),
+        ],
         "soft_cross_entropy": [_soft_cross_entropy, partial(_soft_cross_entropy, 3), partial(_soft_cross_entropy, 7)],
         "topk_distill_loss": [
             *(partial(_topk_distill_loss_every_option, tail) for tail in TAILS),
