@@ -2,5 +2,6 @@
 
 from ..common.aot import CudaVariant, TritonVariant
 from .aot_draw import DRAW_VARIANTS
+from .aot_stats import STATS_VARIANTS
 
-VARIANTS: list[TritonVariant | CudaVariant] = [*DRAW_VARIANTS]
+VARIANTS: list[TritonVariant | CudaVariant] = [*STATS_VARIANTS, *DRAW_VARIANTS]
