@@ -304,6 +304,11 @@ inline F64 expm1(F64 x) {
 
 inline float exp(float x) { return ::expf(x); }
 inline double exp(double x) { return ::exp(x); }
+// Not ::log1p and ::expm1 of a float, which are templates of the C++ library.
+inline float log1p(float x) { return ::log1pf(x); }
+inline double log1p(double x) { return ::log1p(x); }
+inline float expm1(float x) { return ::expm1f(x); }
+inline double expm1(double x) { return ::expm1(x); }
 inline float log(float x) { return ::logf(x); }
 inline double log(double x) { return ::log(x); }
 

@@ -22,7 +22,7 @@ void write(const SoftmaxStats& op, int64_t r, const Reader<R>& row, const Online
   const auto put = [&](void* out, R value) { static_cast<R*>(out)[r] = value + sound; };
   put(op.max_prob, 1 / z);
   put(op.entropy, log_z - sums.energy * inverse_tau / z);
-  put(op.margin, -::expm1((sums.second - sums.max) * inverse_tau) / z);
+  put(op.margin, -expm1((sums.second - sums.max) * inverse_tau) / z);
   const int64_t nan_at = z == z ? -1 : first_nan(row, op.in.logits.classes);
   op.argmax[r] = nan_at < 0 ? sums.argmax : nan_at;  // as torch's, which counts NaN as the largest
   // Infinite where the maximum is; several +inf are no NaN.

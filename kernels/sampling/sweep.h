@@ -159,7 +159,7 @@ struct Online {
   }
 
   R total() const { return 1 + others; }
-  R log_total() const { return ::log1p(others); }
+  R log_total() const { return log1p(others); }
 
  private:
   static constexpr int64_t kGuess = 64;
