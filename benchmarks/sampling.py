@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tamis.bench import Case, Route
 from tamis.bench.case import Results
-from tamis.sampling import disagreement, linear_softmax_stats, softmax_stats
+from tamis.sampling import disagreement, importance_sample, linear_softmax_stats, softmax_stats
 from torch import Tensor
 
 QUICK = (128, 32000)
 MAIN = (512, 32000)  # rows, classes: every mode and dtype
 SHAPES = ((100000, 10), (8192, 1000), MAIN, (256, 50257), (128, 128256))  # CIFAR-10, ImageNet, Llama 2, GPT-2, Llama 3
 GROWTH = ((64, 32000), (256, 32000), (1024, 32000), (256, 8000), (256, 128000))  # rows and classes, 16 times
+POOL = 10**7  # examples to draw from
 LINEAR = (2048, 512, 32000)  # rows, hidden units, classes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -225,6 +227,50 @@ def _disagreement(kind: str) -> Case:
     )
 
 
+def _probabilities() -> Tensor:
+    return torch.rand(POOL, generator=torch.Generator().manual_seed(0)) * 0.2
+
+
+def _drawn(draw: Callable[[Tensor], int]) -> Callable[[Tensor], Route]:
+    """How many were drawn: who they are is chance."""
+    return lambda probs: Route(lambda _: (torch.tensor(float(draw(probs))),))
+
+
+def _by_numpy(probs: Tensor, method: str) -> int:
+    generator, p, k = np.random.default_rng(0), probs.double().numpy(), POOL // 10
+    if method == "poisson":
+        return k * int((generator.random(POOL, dtype=np.float32) < probs.numpy()).nonzero()[0].size > 0)
+    return len(generator.choice(POOL, k, replace=method == "alias", p=p / p.sum()))
+
+
+def _by_torch(probs: Tensor, method: str) -> int:
+    if method == "poisson":
+        return POOL // 10 * int((torch.rand_like(probs) < probs).nonzero().numel() > 0)
+    return probs.multinomial(POOL // 10, replacement=method == "alias").numel()
+
+
+def _by_tamis(probs: Tensor, method: str) -> int:
+    k = None if method == "poisson" else POOL // 10
+    sample = importance_sample(probs, k, method=method, seed=0)
+    return k or POOL // 10 * int(sample.indices.numel() > 0)
+
+
+def _sample(method: str) -> Case:
+    """A tenth of a pool. The rivals give indices alone, ours weights too."""
+    ways = {"tamis": _by_tamis, "torch": _by_torch, "numpy": _by_numpy}
+    return Case(
+        op="importance_sample",
+        mode=method,
+        shape={"n": POOL, "drawn": POOL // 10},
+        dtype="float32",
+        setup=_probabilities,
+        providers={name: _drawn(partial(way, method=method)) for name, way in ways.items()},
+        truth=lambda _: (torch.tensor(POOL / 10, dtype=torch.float64),),
+        read=4 * POOL,
+        written=12 * (POOL // 10),
+    )
+
+
 def cases(*, quick: bool, peers: bool) -> Iterator[Case]:
     """Of softmax_stats: dispatch, what a call on 1 x 2 logits costs; entropy, of which alone the others make; all of
     entropy, max and margin; with target; backward of the entropy; growth, 16 times the rows and 16 times the classes.
@@ -241,6 +287,8 @@ def cases(*, quick: bool, peers: bool) -> Iterator[Case]:
         yield _stats("growth", *shape, "float32")
     for kind in ("entropy_term", "max_abs", "jsd"):
         yield _disagreement(kind)
+    for method in ("race", "poisson", "alias"):
+        yield _sample(method)
     for training in (False, True):
         for dtype in DTYPES:
             yield _linear(training, dtype)
