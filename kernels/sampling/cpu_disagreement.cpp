@@ -32,8 +32,10 @@ template <class R>
 Vector<R> excess(Vector<R> t) {
   using V = Vector<R>;
   const V z = t * t;
-  V series = V{} + R(1.0 / 190);
-  for (int k = 9; k > 0; --k) series = series * z + R(1.0) / R(k * (2 * k - 1));
+  constexpr int terms = sizeof(R) == 4 ? 6 : 10;
+  V series{};
+#pragma GCC unroll 10
+  for (int k = terms; k > 0; --k) series = series * z + R(1.0 / (k * (2 * k - 1)));
   const V a = 1 + t, b = 1 - t;
   const V far = (a > 0 ? a * log(a) : V{}) + (b > 0 ? b * log(b) : V{});
   return z < R(sizeof(R) == 4 ? 0.09 : 0.01) ? z * series : z == z ? far : z;
