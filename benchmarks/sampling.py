@@ -18,7 +18,14 @@ from torch import Tensor
 
 QUICK = (128, 32000)
 MAIN = (512, 32000)  # rows, classes: every mode and dtype
-SHAPES = ((100000, 10), (8192, 1000), MAIN, (256, 50257), (128, 128256))  # CIFAR-10, ImageNet, Llama 2, GPT-2, Llama 3
+SHAPES = (
+    (100000, 10),
+    (8192, 1000),
+    QUICK,
+    MAIN,
+    (256, 50257),
+    (128, 128256),
+)  # CIFAR-10, ImageNet, Llama 2, GPT-2, Llama 3
 GROWTH = ((64, 32000), (256, 32000), (1024, 32000), (256, 8000), (256, 128000))  # rows and classes, 16 times
 POOL = 10**7  # examples to draw from
 LINEAR = (2048, 512, 32000)  # rows, hidden units, classes

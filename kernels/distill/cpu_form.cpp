@@ -67,8 +67,14 @@ Sums<R> read(const Read<R>& block) {
     step(load(x.s + i), load(x.t + i), i, Constant<kCare>{});
   }
   if (i < x.n) {
-    const V t = load_tail(x.t + i, x.n - i, kKind == kGiven ? 0 : -kInf);
-    step(load_tail(x.s + i, x.n - i), t, i, Constant<true>{});
+    const V s = load_tail(x.s + i, x.n - i), t = load_tail(x.t + i, x.n - i, kKind == kGiven ? 0 : -kInf);
+    step(s, t, i, Constant<true>{});
+    // A careful exponential knows no u above 0: where the tail is larger than all before it, the sum must show that.
+    if constexpr (!kCare && (kKind != kSquare || kHard)) {
+      R above = reduce_max(s) - x.shift_s;
+      if constexpr (kKind == kForward || kKind == kReverse) above = max(R(reduce_max(t) - x.shift_t), above);
+      if (above * x.inverse_tau > 10 || (kHard && above > 10)) sum_s += kInf;
+    }
   }
   return {reduce_add(sum_s), reduce_add(sum_t), reduce_add(sum_d), kHard ? reduce_add(sum_h) : R(0)};
 }

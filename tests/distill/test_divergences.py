@@ -55,3 +55,20 @@ def test_class_of_one_model_alone(isa, chosen):
     s[0, 77], t[1, 78] = -INF, -INF
     loss = distill_loss(s, t, reduction="none", **chosen)
     assert loss.isinf().tolist() == [kind in ("forward_kl", "logit_mse"), kind in ("reverse_kl", "logit_mse")]
+
+
+@pytest.mark.parametrize("target", [None, 0])
+@pytest.mark.parametrize("classes", [1025, 1030, 2049])
+@pytest.mark.parametrize("ends", [(100.0, None), (None, 110.0), (100.0, 110.0)])
+def test_a_short_last_block_far_above_the_others(isa, chosen, target, classes, ends):
+    """Its few classes are not read as whole vectors are; their sums are relative to the maximum before them."""
+    s, t = (torch.randn(2, classes, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    for x, end in zip((s, t), ends, strict=True):
+        if end is not None:
+            x[0, -1] = end
+    labels = None if target is None else torch.full((2,), target)
+    options = {"temperature": 0.5, "alpha": 1.0 if target is None else 0.5, "reduction": "none", **chosen}
+    got = loss_and_gradient(s, t, labels, **options)
+    truth = loss_and_gradient(s.double(), t.double(), labels, impl="reference", **options)
+    for ours, true in zip(got, truth, strict=True):
+        torch.testing.assert_close(ours.double(), true, rtol=1e-4, atol=2e-5 * float(true.abs().max()) + 2e-5)
