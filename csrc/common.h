@@ -107,8 +107,13 @@ inline std::optional<Matrix> walk(const Tensor& t) {
   }
 }
 
-// A view that repeats axes of size 1; refuses what does not broadcast.
-inline Tensor expand(const Tensor& t, const std::vector<int64_t>& sizes) {
+// A view that repeats axes of size 1.
+inline Tensor expand(const char* what, const Tensor& t, const std::vector<int64_t>& sizes) {
+  const int64_t lacks = int64_t(sizes.size()) - t.dim();
+  bool fits = lacks >= 0;
+  for (int64_t i = 0; fits && i < t.dim(); ++i) fits = t.size(i) == 1 || t.size(i) == sizes[i + lacks];
+  STD_TORCH_CHECK(fits, what, ": expected a shape that broadcasts to the logits', got ", t.numel(), " numbers of rank ",
+                  t.dim());
   using torch::stable::detail::from;
   StableIValue stack[] = {from(t), from(torch::headeronly::IntHeaderOnlyArrayRef(sizes)), from(false)};
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::expand", "", stack, TORCH_ABI_VERSION));

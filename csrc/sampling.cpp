@@ -42,7 +42,7 @@ Input prepare(const char* what, const Tensor& logits_, const std::optional<Tenso
   if (valid_mask) {
     STD_TORCH_CHECK(valid_mask->is_cpu() && valid_mask->scalar_type() == ScalarType::Bool, what,
                     ": valid_mask: expected bool on CPU, got ", torch::headeronly::toString(valid_mask->scalar_type()));
-    const Tensor mask = expand(*valid_mask, shape(x));
+    const Tensor mask = expand((of + "valid_mask").c_str(), *valid_mask, shape(x));
     i.mask = walk(mask) ? mask : torch::stable::contiguous(mask);
     i.in.mask = *walk(*i.mask);
   }

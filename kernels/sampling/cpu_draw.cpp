@@ -165,7 +165,7 @@ inline uint64_t within(const uint32_t* keys, int64_t n, uint32_t low, uint32_t h
   return bits;
 }
 
-// Calls visit(position) for keys within low..high; a macro's worth of loop that four kernels share.
+// Calls visit(position) for keys within low..high; a loop that three kernels share.
 template <class Visit>
 inline void each_within(const uint32_t* keys, int64_t begin, int64_t end, uint32_t low, uint32_t high, Visit& visit) {
   for (int64_t i = begin; i < end; i += 64)

@@ -24,12 +24,16 @@ Found<R> survey(const R* x, int64_t classes, Vector<R> inverse_tau) {
     f.max = max(one, f.max);
   }
   const V shift = f.max == -kInf ? V{} : f.max, lowest = V{} + exp_lowest(R(1));
-  for (int64_t c = 0; c < classes; ++c) {
-    const V u = max(lowest, (load(x + c * lanes) - shift) * inverse_tau), e = exp_bounded(u, R(1));
-    const V other = f.argmax == R(c) ? V{} : e;
-    f.others += other;
-    f.energy += e * u;
-    if constexpr (kWanted >= kSquares) f.squares += other * other;
+  for (int64_t begin = 0; begin < classes; begin += 16) {  // in parts: a long sum in turn rounds as often
+    V others{}, energy{}, squares{};
+    for (int64_t c = begin; c < begin + 16 && c < classes; ++c) {
+      const V u = max(lowest, (load(x + c * lanes) - shift) * inverse_tau), e = exp_bounded(u, R(1));
+      const V other = f.argmax == R(c) ? V{} : e;
+      others += other;
+      energy += e * u;
+      if constexpr (kWanted >= kSquares) squares += other * kSquare<R> * other;
+    }
+    f.others += others, f.energy += energy, f.squares += squares;
   }
   f.z = 1 + f.others, f.log_z = log1p(f.others);
   return f;
@@ -73,11 +77,12 @@ void write(const SoftmaxStats& op, int64_t r, int64_t n, const R* x, const Found
     const V u = max(V{} + exp_lowest(R(1)), -below), top = load(ys) == f.argmax ? V{} + 1 : V{};
     const V e = exp_bounded(u, R(1));
     // Off the maximum, no more than half of either sum is taken away.
-    const V miss = top == 1 ? f.others : f.z - e, rest = top == 1 ? f.squares : 1 + f.squares - e * e;
+    const V miss = top == 1 ? f.others : f.z - e;
     V el2n{};
     for (int64_t i = 0; i < n; ++i) {
-      const double m = miss[i], s = rest[i] < 0 ? 0 : rest[i];
-      el2n[i] = R(::sqrt(m * m + s)) / f.z[i];
+      const double m = miss[i], squares = double(f.squares[i]) / kSquare<R>;
+      const double rest = top[i] == 1 ? squares : 1 + squares - double(e[i]) * e[i];
+      el2n[i] = R(::sqrt(m * m + (rest < 0 ? 0 : rest)) / f.z[i]);
     }
     put(op.nll, below + f.log_z + sound);
     put(op.el2n, el2n + sound);

@@ -36,7 +36,8 @@ void write(const SoftmaxStats& op, int64_t r, const Reader<R>& row, const Online
   const R below = (sums.max - row.at(y)) * inverse_tau, e = exp(-below);
   const bool top = y == sums.argmax;
   // Off the maximum, no more than half of either sum is taken away.
-  const double miss = top ? sums.others : 1 + sums.others - e, rest = top ? sums.squares : 1 + sums.squares - e * e;
+  const double miss = top ? sums.others : 1 + sums.others - e, squares = double(sums.squares) / kSquare<R>;
+  const double rest = top ? squares : 1 + squares - double(e) * e;
   put(op.nll, below + log_z);
   put(op.el2n, R(::sqrt(miss * miss + (rest < 0 ? 0 : rest)) / z));
 }

@@ -15,9 +15,13 @@ namespace {
 
 constexpr int64_t kFew = 256;  // as many as fit in L1 for every lane
 
+// What squares are counted in: those of exponentials down to 1e-32 are floats, of 1000 too.
+template <class R>
+inline constexpr R kSquare = sizeof(R) == 4 ? R(0x1p90) : R(1);
+
 template <class R>
 struct Sums {                // of e = exp((x - shift) / tau)
-  R total, energy, squares;  // of e, of e * (x - shift), of e * e
+  R total, energy, squares;  // of e, of e * (x - shift), of e * e * kSquare
   R max;                     // of x
 };
 
@@ -44,7 +48,7 @@ struct Lanes {
     const Vector<R> e = exp_bounded(u, inverse_tau);
     total += e;
     if constexpr (kWanted >= kEnergy) energy += e * u;
-    if constexpr (kWanted >= kSquares) squares += e * e;
+    if constexpr (kWanted >= kSquares) squares += e * kSquare<R> * e;
     return e;
   }
 };
@@ -96,10 +100,10 @@ struct Place {
 
 template <class R>
 Place<R> place_of(R top, const R* x, int64_t n) {
-  constexpr int64_t kFew = 64;
+  constexpr int64_t kStride = 64;
   Place<R> at = {-1, -kInf};
-  for (int64_t i = 0; i < n; i += kFew) {
-    const int64_t few = n - i < kFew ? n - i : kFew;
+  for (int64_t i = 0; i < n; i += kStride) {
+    const int64_t few = n - i < kStride ? n - i : kStride;
     const R most = maximum(x + i, few);
     if (at.k >= 0 || most != top) {
       if (most > at.second) at.second = most;
@@ -134,11 +138,11 @@ struct Online {
       }
       // The new maximum's own part may be taken out of sums that are not mostly it, and whose squares are floats.
       const R moved = s.max - shift, own = exp(moved * inverse_tau), rest = (counted() + others) + (s.total - own);
-      if (own <= 4 * rest && own < 1e12f) {
+      if (own <= 4 * rest && own < (kWanted >= kSquares ? R(1e3) : R(1e12))) {
         const R scale = 1 / own, energies = energy + (s.energy - own * moved);
         others = rest * scale;
         energy = energies * scale - others * moved;
-        squares = (counted() + squares + (s.squares - own * own)) * (scale * scale);
+        squares = (counted() * kSquare<R> + squares + (s.squares - own * kSquare<R> * own)) * (scale * scale);
         if (!(squares >= 0)) squares = squares != squares ? squares : R(0);
         found(s.max, block, at);
         return shift;
@@ -151,7 +155,7 @@ struct Online {
     }
     const R moved = max - top, scale = max == -kInf ? R(0) : exp(moved * inverse_tau), all = (1 + others) * scale;
     energy = scale == 0 ? R(0) : energy * scale + all * moved;
-    squares = (1 + squares) * scale * scale;
+    squares = (kSquare<R> + squares) * scale * scale;
     others = max == -kInf ? others : all;  // there 0 or NaN
     found(top, block, at);
     join(sweep_without<kWanted, kKeep>(argmax - at, block, top, inverse_tau, e));

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from conftest import INF, NAN, SIZES, assert_as_good_as_torch, logits
 from hypothesis import given
-from tamis.sampling import SoftmaxStats, softmax_stats
+from tamis.sampling import SoftmaxStats, importance_sample, softmax_stats
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -66,8 +66,20 @@ def test_confident_rows_keep_their_digits(isa, dtype, margin, at):
     entropy = nll * torch.exp(-nll) - torch.where(p == 0, 0, p * p.log()).sum(-1)
     for ours, true in ((got.nll, nll), (got.entropy, entropy)):
         torch.testing.assert_close(ours.double(), true, rtol=3e-6, atol=1e-37)
-    # Past a margin of 43 the squares of the others are below all floats.
-    torch.testing.assert_close(got.el2n.double(), truth.el2n, rtol=3e-6 if margin < 43 else 1e-3, atol=1e-37)
+    torch.testing.assert_close(got.el2n.double(), truth.el2n, rtol=3e-6 if margin < 70 else 1e-3, atol=1e-37)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 300, 1030])
+@pytest.mark.parametrize("margin", [1.0, 15.0, 45.0, 70.0])
+def test_el2n_of_one_rival(isa, classes, margin):
+    """Two thirds of it is the rival's square, which floats alone would lose from a margin of 44 on."""
+    x = torch.full((5, classes), -INF)
+    x[:, 0], x[:, -1] = 0, margin
+    for y in (0, classes - 1):
+        target = torch.full((5,), y)
+        got, truth = softmax_stats(x, target=target), softmax_stats(x.double(), target=target, impl="reference")
+        rtol = 6e-6 if isa == "v2" else 3e-6  # an exponent is rounded more often without fma
+        torch.testing.assert_close(got.el2n.double(), truth.el2n, rtol=rtol, atol=0)
 
 
 def test_a_maximum_that_rises_in_every_block(isa):
@@ -137,8 +149,33 @@ def test_properties_follow_the_call(isa):
     torch.testing.assert_close(masked.normalized_entropy[1], masked.entropy[1] / math.log(int(mask[1].sum())))
     assert (masked.normalized_entropy[0] == 0).all()
     assert (masked._replace(nll=None).normalized_entropy == masked.normalized_entropy).all()
-    uniform = softmax_stats(torch.zeros(2, 1000))
-    torch.testing.assert_close(uniform.normalized_entropy, torch.ones(2))
+    with pytest.raises(AttributeError, match="SoftmaxStats: energy: expected a result of softmax_stats"):
+        SoftmaxStats(*masked).energy  # noqa: B018
+    schedule = torch.tensor(2.0)
+    before = softmax_stats(x, temperature=schedule)
+    energy = before.energy
+    schedule.mul_(0.5)
+    assert torch.equal(before.energy, energy)
+
+
+def test_normalized_entropy_is_a_probability(isa):
+    """As poisson draws by it, which refuses more than 1."""
+    for classes in (2, 10, 100, 256, 257, 1000, 1882, 5000):
+        for x in (torch.zeros(50, classes), torch.randn(50, classes) * 1e-3, torch.full((50, classes), 7.7)):
+            share = softmax_stats(x).normalized_entropy
+            assert (share <= 1).all()
+            torch.testing.assert_close(share, torch.ones(50), rtol=1e-5, atol=0)  # randn is no constant
+            importance_sample(share, seed=0)
+
+
+def test_another_default_device_changes_nothing():
+    x = torch.randn(3, 70)
+    want = softmax_stats(x)
+    with torch.device("meta"):
+        got = softmax_stats(x)
+    assert all(torch.equal(a, b) for a, b in zip(got[:5], want[:5], strict=True))
+    with pytest.raises(RuntimeError, match="expected all tensors on cpu, got one on meta"):
+        torch.ops.tamis.softmax_stats(x, torch.zeros(3, dtype=torch.long, device="meta"), torch.ones(()))
 
 
 def test_softcap_and_every_option(isa):

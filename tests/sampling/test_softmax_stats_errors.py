@@ -81,7 +81,7 @@ RAW = [
     ("softmax_stats", (X, torch.tensor([0]), ONE), "target: expected one number per row"),
     ("softmax_stats", (X, None, torch.ones(3)), "temperature: expected a number or one per row"),
     ("softmax_stats", (X, None, ONE, torch.ones(4)), "valid_mask: expected bool"),
-    ("softmax_stats", (X, None, ONE, torch.ones(3, dtype=torch.bool)), "."),
+    ("softmax_stats", (X, None, ONE, torch.ones(3, dtype=torch.bool)), "valid_mask: expected a shape that broadcasts"),
     ("disagreement", (X, torch.zeros(2, 5), None, "jsd"), "logits_b: expected the shape of logits_a"),
     ("disagreement", (X, X, None, "entropy_term"), "target: expected a tensor"),
     ("disagreement", (X, X, None, "kl"), "kind: expected entropy_term, max_abs or jsd, got kl"),

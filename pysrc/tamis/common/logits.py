@@ -46,7 +46,7 @@ def row_numbers(fn: str, name: str, value: float | Tensor, logits: Tensor, valid
     """A number for all rows, 0-d, or one each, [*]. From the host it stays there: on CUDA a copy would wait."""
     check_row_numbers(fn, name, value, valid)
     if not isinstance(value, Tensor):
-        return torch.tensor(float(value), dtype=real_dtype(logits))
+        return torch.tensor(float(value), dtype=real_dtype(logits), device="cpu")
     if value.dim():
         check_like(fn, name, value, logits.shape[:-1], logits.device)
     return constant(fn, name, value, logits)

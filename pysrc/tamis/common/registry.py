@@ -48,7 +48,7 @@ def register(
         """torch hands trailing defaults over as absent."""
         return lambda *args: function(*args, *defaults[len(args) :])
 
-    torch.library.register_fake(op, given_all(fake), lib=_library)
+    torch.library.register_fake(op, given_all(_apart(op, fake)), lib=_library)
     for key, implementation in {"CPU": cpu, "CUDA": cuda, "CompositeExplicitAutograd": reference}.items():
         if implementation:
             _library.impl(name, given_all(implementation), key)
@@ -62,6 +62,19 @@ def register(
         return list(out) if returns_list else out
 
     _library.impl(name, given_all(route), "Autograd")
+
+
+def _apart(op: object, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """One argument on meta sends a call there, and its result would be memory that nobody wrote."""
+
+    def checked(*args: object) -> Any:
+        devices = {arg.device.type for arg in args if isinstance(arg, torch.Tensor)}
+        first = args[0]
+        if "meta" in devices and isinstance(first, torch.Tensor) and first.device.type != "meta":
+            raise RuntimeError(f"{op}: expected all tensors on {first.device.type}, got one on meta")
+        return fake(*args)
+
+    return checked
 
 
 def _refusal(op: Callable[..., Any]) -> Any:

@@ -165,7 +165,8 @@ def items_of(fn: str, items: int | Tensor | None, reduction: str, logits: Tensor
         fail(fn, "num_items_in_batch", "reduction mean beside it", reduction)
     expected, valid = POSITIVE
     if not isinstance(items, Tensor):
-        return torch.tensor(check_number(fn, "num_items_in_batch", items, expected, valid), dtype=torch.float64)
+        number = check_number(fn, "num_items_in_batch", items, expected, valid)
+        return torch.tensor(number, dtype=torch.float64, device="cpu")
     check_real(fn, "num_items_in_batch", items)
     if items.numel() != 1:
         fail(fn, "num_items_in_batch", "one number", list(items.shape))

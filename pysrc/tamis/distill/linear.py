@@ -161,6 +161,11 @@ def _choice(fn: str, impl: str, hidden: Tensor) -> Choice:
     return choice
 
 
+def _host_numbers() -> tuple[Tensor, Tensor]:
+    """Temperature and alpha of cross-entropy; whatever the default device, a number from the host."""
+    return torch.ones((), device="cpu"), torch.zeros((), device="cpu")
+
+
 def _cross_entropy(
     hidden: Tensor,
     weight: Tensor,
@@ -178,7 +183,7 @@ def _cross_entropy(
 ) -> Call:
     """The raw op's arguments as those of a loss whose alpha is 0."""
     return Call(
-        hidden, weight, None, None, target, bias, None, chunk_size, torch.ones(()), torch.zeros(()), "forward_kl", 0.5,
+        hidden, weight, None, None, target, bias, None, chunk_size, *_host_numbers(), "forward_kl", 0.5,
         label_smoothing, ignore_index, reduction, row_weight, num_items_in_batch, vocab_size, softcap, None,
         logit_scale, 1.0, False,
     )  # fmt: skip

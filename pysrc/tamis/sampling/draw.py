@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,10 @@ FN = "importance_sample"
 class Sample(NamedTuple):
     """Who was drawn: positions in probs, ascending, int64; beside them float32 weights and, of a race, keys.
 
-    Races of shards are merged by their keys: of all shards' the num_samples smallest, ties by id, are the whole's.
+    Races of shards are merged by their keys: of all shards' the num_samples smallest, ties by id, are the whole's, with
+    its draw weights. (A shard can give no more than it has probabilities above 0.) Inclusion weights are conditional on
+    the next key of all: draw num_samples + 1 from each, and of the merged take 1 / (1 - exp(-p tau)), tau the largest
+    key and not among them.
     """
 
     indices: Tensor
@@ -51,9 +55,10 @@ def importance_sample(
     """A weighted subset of n examples by their probabilities: the same one everywhere, bit for bit.
 
     The same bits of probabilities give the same indices, weights and keys on any device, instruction set and number of
-    threads, and examples drawn in batches or shards, by their ids, the same as the whole's (poisson, and races merged
-    by keys). Random words are Philox-4x32-10 with key `seed` and counter (id, offset); every float operation is an IEEE
-    product, sum or quotient, none fused. (Not so under torch.set_flush_denormal(True), for subnormal numbers.)
+    threads. So do examples drawn in batches or shards, where `ids` tell them apart (without, the first of each batch
+    would share its luck): poisson as the whole, races once merged by keys, see Sample. Random words are Philox-4x32-10
+    with key `seed` and counter (id, offset); every float operation is an IEEE product, sum or quotient, none fused.
+    (Not so under torch.set_flush_denormal(True), for subnormal numbers.)
 
     Args:
         probs: [n], float32 or float64; any stride.
@@ -62,14 +67,15 @@ def importance_sample(
             "race": without replacement, the smallest keys -log(u)/p (u of 48 bits, keys rounded to float32; ties by
             id); weight 1/p, the inverse probability of one draw, not of being in the sample. It is the law of drawing
             one after another in proportion to p, so of accepting uniform draws with probability p until there are
-            enough. Any finite p >= 0; beyond 1e-37..1e23 keys lose their precision. "systematic": with replacement, at
-            equal distances, each n_i = floor or ceil of num_samples p / sum p. "alias": with replacement, independent
-            draws; the law of the alias method, found by inverting the cumulative sum. Both weigh
-            sum p / (num_samples p), and a position may come several times. They count p in units of at most
-            2^-60 n max p (masses below it are 0), and ids only order the examples there.
+            enough. Any finite p >= 0; beyond 1e-37..1e23 keys lose their precision and weights may be inf.
+            "systematic": with replacement, at equal distances, each n_i = floor or ceil of num_samples p / sum p.
+            "alias": with replacement, independent draws; the law of the alias method, found by inverting the
+            cumulative sum. Both weigh sum p / (num_samples p), and a position may come several times. They count p in
+            units of at most 2^-60 n max p (masses below it are 0), and ids only order the examples there.
         ids: [n] integers, each once; by default positions. An example's luck goes with its id.
-        seed, offset: of 64 bits; one subset for each pair. A sampler's offset is its epoch.
-        cap: weights at most this.
+        seed, offset: of 64 bits; one subset for each pair, and the methods share its luck: other draws take another
+            offset. A sampler's offset is its epoch.
+        cap: weights at most this, above 1e-37.
         weights: "draw", or for poisson and race "inclusion": of a race the bottom-k conditional weights
             1 / (1 - exp(-p tau)), tau the next key after the sample's (1 where there is none), whose totals are
             unbiased; of poisson 1/p.
@@ -88,7 +94,7 @@ def importance_sample(
     cap = None if cap is None else check_number(FN, "cap", cap, "a number above 1e-37", lambda x: x > 1e-37)
     seed, offset = bits("seed", seed), bits("offset", offset)
     probs = check_probs(probs)
-    if method != "poisson" and len(probs) == 0:
+    if method != "poisson" and probs.shape[0] == 0:
         fail(FN, "probs", "one above 0", "none")
     ids = None if ids is None else check_ids(ids, probs)
     choice = choose(FN, impl, probs)
@@ -125,8 +131,8 @@ def check_how(num_samples: int | None, method: str, weights: str) -> int | None:
 
 def bits(name: str, value: int) -> int:
     """Of 64 bits, signed or not."""
-    if isinstance(value, int) and not isinstance(value, bool) and 2**63 <= value < 2**64:
-        value -= 2**64
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 2**63 <= int(value) < 2**64:
+        value = int(value) - 2**64
     return check_integer(FN, name, value)
 
 
@@ -161,7 +167,7 @@ def check_values(probs: Tensor, num_samples: int | None, method: str) -> None:
         fail(FN, "probs", expected, f"{probs[at].item()} at {at}")
     positive = int(probs.count_nonzero())
     if method == "race" and num_samples is not None and num_samples > positive:
-        fail(FN, "num_samples", f"at most {positive}, how many probabilities are above 0,", num_samples)
+        fail(FN, "num_samples", f"at most {positive}, how many probabilities are above 0", num_samples)
     if method != "poisson" and not positive:
         fail(FN, "probs", "one above 0", "none")
 

@@ -202,7 +202,7 @@ def sample(
         indices, weight, *rest = _race(run, probs, ids, num_samples, seed, offset, weights == "inclusion")
     else:
         indices, weight = _replaced(run, probs, ids, num_samples, seed, offset, method == "systematic")
-    if cap is not None:
+    if cap is not None and cap <= torch.finfo(torch.float32).max:
         weight = weight.clamp(max=cap)
     return [indices, weight, *rest]
 

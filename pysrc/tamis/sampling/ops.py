@@ -41,28 +41,38 @@ class SoftmaxStats(_Fields):
     logsumexp of z; entropy of p = softmax(z), in nats; max_prob, the largest p; margin, the largest p less the second
     (one class: 1; ties: 0); argmax (ties: the lowest index). With a target y: nll, -log p_y; el2n, the norm of
     p - onehot(y) (Paul et al. 2021). Each of the leading axes' shape. Properties: energy, -temperature * logsumexp
-    (Liu et al. 2020); normalized_entropy, entropy / log(classes that count), in [0, 1] (IWeS-ent of 2301.12052).
+    (Liu et al. 2020); normalized_entropy, entropy / log(classes that count), in [0, 1] (IWeS-ent of 2301.12052). They
+    are made when asked for, the second from the call's valid_mask as it then is; a tuple that was built anew from the
+    fields, as tree_map and module hooks build one, has neither.
     """
 
-    _call: "tuple[Tensor, Tensor | None, int]"  # temperature, valid_mask, classes; not in copies by _make or tree_map
+    _call: "tuple[Tensor, Tensor | None, int] | None" = None  # temperature, valid_mask, classes
 
     def _replace(self, **kwargs: Any) -> "SoftmaxStats":
         copy = super()._replace(**kwargs)
         copy._call = self._call
         return copy
 
+    def _of_call(self, name: str) -> "tuple[Tensor, Tensor | None, int]":
+        if self._call is None:
+            what = "a result of softmax_stats, or a _replace, copy or pickle of one, got a tuple made from its fields"
+            raise AttributeError(f"tamis.SoftmaxStats: {name}: expected {what}")
+        return self._call
+
     @property
     def energy(self) -> Tensor:
-        temperature = self._call[0]
+        temperature = self._of_call("energy")[0]
         return -self.logsumexp * temperature.to(self.logsumexp.device, self.logsumexp.dtype)
 
     @property
     def normalized_entropy(self) -> Tensor:
-        _, mask, classes = self._call
+        _, mask, classes = self._of_call("normalized_entropy")
         if mask is None:
-            return self.entropy / math.log(classes) if classes > 1 else self.entropy * 0
-        count = mask.sum(-1) if mask.shape[-1] == classes else mask[..., 0] * classes
-        return self.entropy / torch.where(count > 1, count.to(self.entropy.dtype).log(), 1)
+            share = self.entropy / math.log(classes) if classes > 1 else self.entropy * 0
+        else:
+            count = mask.sum(-1) if mask.shape[-1] == classes else mask[..., 0] * classes
+            share = self.entropy / torch.where(count > 1, count.to(self.entropy.dtype).log(), 1)
+        return share.clamp(max=1)  # a rounding more is no probability
 
 
 class _Options(NamedTuple):
@@ -107,7 +117,7 @@ def checked_options(
 
 def stats_of(fields: list[Tensor], options: _Options, classes: int) -> SoftmaxStats:
     stats = SoftmaxStats(*fields, *[None] * (7 - len(fields)))
-    stats._call = options.temperature, options.valid_mask, classes
+    stats._call = options.temperature.clone(), options.valid_mask, classes  # a schedule changes its tensor in place
     return stats
 
 

@@ -1,6 +1,7 @@
 """The same functions in plain torch, for any device; the truth when given float64. PAPERS: 2301.12052, section 4."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -85,10 +86,8 @@ def softmax_stats_backward(
     return gradient.contiguous()
 
 
-def softmax_stats_backward_(logits: Tensor, *arguments: object) -> None:
-    backward: object = softmax_stats_backward
-    assert callable(backward)
-    logits.copy_(backward(logits, *arguments))
+def softmax_stats_backward_(logits: Tensor, *arguments: Any) -> None:
+    logits.copy_(softmax_stats_backward(logits, *arguments))
 
 
 def linear_softmax_stats(

@@ -111,7 +111,7 @@ class ImportanceSampler(Sampler[int]):
         if not self.shuffle:
             return indices
         # Two words of the counters that the draws leave unused.
-        words = torch.ops.tamis._philox(torch.arange(len(indices)), self.seed, self._epoch)
+        words = torch.ops.tamis._philox(torch.arange(len(indices), device="cpu"), self.seed, self._epoch)
         return indices[(words[:, 2] << 31 | words[:, 3] >> 1).argsort(stable=True)]
 
     def _begin(self, epoch: int) -> None:
