@@ -94,6 +94,16 @@ def test_float16_gradients_neither_vanish_nor_overflow(isa, scale):
         )
 
 
+def test_float16_rows_have_a_scale_of_their_own(isa):
+    hidden, weight, _ = tensors((64,), 50, torch.float16)
+    upstream = torch.logspace(-3, 3, 64)
+    double = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    _, (of_hidden, _) = run(linear_softmax_stats, [hidden, weight], {"entropy": upstream}, chunk_size=7)
+    _, (true, _) = run(whole, double, {"entropy": upstream})
+    of_row = (of_hidden.double() - true).abs().amax(-1) / true.abs().amax(-1)
+    assert of_row.max() < 2e-2
+
+
 class Largest(TorchDispatchMode):
     """The largest tensor that any op makes."""
 

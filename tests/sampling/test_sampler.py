@@ -108,6 +108,41 @@ def test_resumes_in_the_middle(used):
     assert (rest.epoch, rest.position) == (s.epoch, s.position)
 
 
+def test_a_state_is_of_its_sampler_and_whole():
+    s, ids = sampler(), torch.arange(100).flip(0)
+    state = s.state_dict()
+    good = {"probs": uniform(100), "epoch": 0, "position": 0}
+    for change, words in (
+        ({"seed": 6}, "state: expected seed 5, got 6"),
+        ({"ids": ids}, "state: expected the sampler's ids"),
+        ({"probs": uniform(50)}, r"state: expected probs of shape \[100\], got \[50\]"),
+        ({"probs": None}, "state: expected probs"),
+        ({"next_probs": uniform(50)}, "state: expected probs of shape"),
+        ({"epoch": -3}, "state: expected probs and an epoch of 0 or above, got -3"),
+        ({"position": 1.5}, "position: expected an integer, got float"),
+        ({"position": 21}, "state: expected position 0 to 20, got 21"),
+        ({"epoch": "x"}, "epoch: expected an integer, got str"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            s.load_state_dict(state | good | change)
+    with pytest.raises(ValueError, match="state: expected what state_dict gives, got one without cap, epoch"):
+        s.load_state_dict({})
+    with pytest.raises(ValueError, match="state: expected the sampler's ids, got others"):
+        sampler(ids=ids).load_state_dict(state)
+    assert list(s) == list(sampler())  # nothing was taken over
+
+
+def test_a_finished_epoch_again():
+    s, rest = sampler(), sampler()
+    whole = list(s)
+    rest.load_state_dict(s.state_dict())
+    rest.set_epoch(0)
+    assert list(rest) == whole
+    s.set_epoch(0)
+    s.update(uniform(100, seed=3))  # before it begins again
+    assert list(s) != whole and s.epoch == 0
+
+
 def test_position_of_a_state_can_be_what_training_has_seen():
     s, rest = sampler(), sampler()
     whole = list(s)  # fetched ahead, all of it

@@ -91,7 +91,7 @@ def importance_sample(
     """
     check_choice(FN, "impl", impl, IMPLEMENTATIONS)
     num_samples = check_how(num_samples, method, weights)
-    cap = None if cap is None else check_number(FN, "cap", cap, "a number above 1e-37", lambda x: x > 1e-37)
+    cap = check_cap(cap)
     seed, offset = bits("seed", seed), bits("offset", offset)
     probs = check_probs(probs)
     if method != "poisson" and probs.shape[0] == 0:
@@ -127,6 +127,10 @@ def check_how(num_samples: int | None, method: str, weights: str) -> int | None:
     if not 1 <= num_samples < DRAWS:
         fail(FN, "num_samples", "1 to 2^31 - 1", num_samples)
     return num_samples
+
+
+def check_cap(cap: float | None) -> float | None:
+    return None if cap is None else check_number(FN, "cap", cap, "a number above 1e-37", lambda x: x > 1e-37)
 
 
 def bits(name: str, value: int) -> int:

@@ -132,9 +132,11 @@ def _backward(*arguments: Any) -> list[Tensor]:
         chunks = _Chunks(call)
         hidden, weight, bias = chunks.hidden, chunks.weight, chunks.bias
         half = hidden.dtype == torch.float16
-        late = _level(saved[3:]) if half and chunks.rows else None
-        if late is not None:
-            saved[3:] = [None if x is None else x / late for x in saved[3:]]
+        # What comes from above may be too small or too large for float16 logits: a row's is taken out and put back.
+        level = _level(saved[3:]) if half and chunks.rows else None
+        late = None if level is None else level.amax()
+        if level is not None:
+            saved[3:] = [None if x is None else x / level for x in saved[3:]]
         d_hidden = torch.empty_like(hidden) if wanted[0] else None
         of_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if wanted[1] else None
         d_weight = None if of_weight is None else Sum(of_weight, half or len(chunks.parts) > 1)
@@ -146,24 +148,26 @@ def _backward(*arguments: Any) -> list[Tensor]:
             )
             if d_hidden is not None:
                 torch.mm(logits, weight, out=d_hidden[part])
+            if level is not None and late is not None and (d_weight is not None or d_bias is not None):
+                logits *= (level[part] / late).unsqueeze(-1)
             if d_weight is not None:
                 d_weight.add(logits.T, hidden[part])
             if d_bias is not None:
                 d_bias += logits.sum(0, dtype=d_bias.dtype)
         if d_weight is not None:
             d_weight.finish(late)
-        if late is not None:
-            for x in (d_hidden, d_bias):
-                if x is not None:
-                    x *= late
+        if d_hidden is not None and level is not None:
+            d_hidden *= level.unsqueeze(-1)
+        if d_bias is not None and late is not None:
+            d_bias *= late
         if d_hidden is not None:
             d_hidden = d_hidden.reshape(call.hidden.shape)
         return [x.to(hidden.dtype) for x in (d_hidden, of_weight, d_bias) if x is not None]
 
 
 def _level(upstream: list[Tensor | None]) -> Tensor:
-    """Of upstream gradients, which float16 logits may be too narrow for: 0-d."""
-    size = torch.stack([x.abs().amax() for x in upstream if x is not None]).amax()
+    """The largest of a row's upstream gradients: [rows]."""
+    size = torch.stack([x.abs() for x in upstream if x is not None]).amax(0)
     return torch.where((size > 0) & size.isfinite(), size, 1)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..common.checks import check_bool, check_integer, check_like, fail
-from .draw import Sample, bits, check_probs, importance_sample
+from .draw import Sample, bits, check_cap, check_how, check_ids, check_probs, importance_sample
 
 FN = "ImportanceSampler"
 _FIXED = ("num_samples", "method", "seed", "cap", "weights", "shuffle")  # what a state must have been made with
@@ -20,7 +20,8 @@ class ImportanceSampler(Sampler[int]):
     Subset and order depend on the arguments and the epoch alone. An epoch begins with iter(); when it has been gone
     through, the next iter() begins the next one, else the same one again from its start. So `epoch`, `sample`,
     `weights` and len() are those of the epoch in use also while a DataLoader's workers, who fetch ahead, have
-    exhausted it. A poisson epoch's length is its own.
+    exhausted it. A poisson epoch's length is its own; of an epoch that is resumed len() is the whole's. Several
+    processes that train together draw the same subset: each takes its share of the batches, as accelerate's do.
 
     Args:
         probs: [n], of the data set's examples. Copied.
@@ -41,16 +42,17 @@ class ImportanceSampler(Sampler[int]):
         shuffle: bool = True,
     ) -> None:
         check_bool(FN, "shuffle", shuffle)
-        self.num_samples, self.method, self.cap, self.shuffle = num_samples, method, cap, shuffle
+        self.num_samples, self.cap = check_how(num_samples, method, weights), check_cap(cap)
+        self.method, self.shuffle = method, shuffle
         self.seed = bits("seed", seed)
-        self._kind, self._ids = weights, ids
+        self._kind = weights
         self._epoch = self._position = self._run = 0
         self._begun = self._resuming = self._exhausted = False
         self._pending: Tensor | None = None  # of the next epoch on
         self._weights: Tensor | None = None
         probs = check_probs(probs).clone()
+        self._ids = None if ids is None else check_ids(ids, probs).clone()
         self._use(probs, self._draw(probs, 0), 0)
-        self._ids = None if ids is None else ids.detach().clone()
 
     def _draw(self, probs: Tensor, epoch: int) -> Sample:
         return importance_sample(
@@ -129,9 +131,8 @@ class ImportanceSampler(Sampler[int]):
         epoch = check_integer(FN, "epoch", epoch)
         if epoch < 0:
             fail(FN, "epoch", "0 or above", epoch)
-        if epoch != self._epoch or (self._exhausted and self._pending is not None):
+        if epoch != self._epoch or self._exhausted:
             self._begin(epoch)
-        self._exhausted = False
 
     def update(self, probs: Tensor) -> None:
         """Other probabilities of the same examples, from the next epoch to begin on."""
@@ -160,22 +161,39 @@ class ImportanceSampler(Sampler[int]):
             "exhausted": position == len(self) and (self._exhausted or position > 0),
             "probs": self._probs,
             "next_probs": self._pending,
+            "ids": self._ids,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The next iter() gives the indices that were left, or, where none were, the next epoch's."""
         own = self.state_dict(0)
+        if not isinstance(state, dict) or not own.keys() <= state.keys():
+            lacking = sorted(own.keys() - (state.keys() if isinstance(state, dict) else ()))
+            fail(FN, "state", "what state_dict gives", f"one without {', '.join(lacking)}")
         for name in _FIXED:
             if state[name] != own[name]:
                 fail(FN, "state", f"{name} {own[name]}", state[name])
-        probs, pending = state["probs"], state["next_probs"]
+        ids = state["ids"]
+        if (ids is None) != (self._ids is None) or (
+            self._ids is not None and not torch.equal(ids.cpu(), self._ids.cpu())
+        ):
+            fail(FN, "state", "the sampler's ids", "others")
+        probs, pending = (None if x is None else self._stored(x) for x in (state["probs"], state["next_probs"]))
+        epoch, position = (check_integer(FN, name, state[name]) for name in ("epoch", "position"))
+        if probs is None or epoch < 0:
+            fail(FN, "state", "probs and an epoch of 0 or above", "none" if probs is None else epoch)
+        sample = self._draw(probs, epoch)
+        if not 0 <= position <= len(sample.indices):
+            fail(FN, "state", f"position 0 to {len(sample.indices)}", position)
+        check_bool(FN, "exhausted", state["exhausted"])
+        self._use(probs, sample, epoch)
+        self._pending, self._position, self._exhausted = pending, position, state["exhausted"]
+        self._begun = position > 0
+        self._resuming = self._begun and not self._exhausted
+
+    def _stored(self, probs: object) -> Tensor:
+        """A state's."""
+        probs = check_probs(probs)
         if probs.shape != self._probs.shape:
             fail(FN, "state", f"probs of shape {list(self._probs.shape)}", list(probs.shape))
-        probs = probs.to(self._probs.device)
-        sample = self._draw(probs, state["epoch"])
-        if not 0 <= state["position"] <= len(sample.indices):
-            fail(FN, "state", f"position 0 to {len(sample.indices)}", state["position"])
-        self._use(probs, sample, state["epoch"])
-        self._pending = None if pending is None else pending.to(probs.device)
-        self._position, self._exhausted = state["position"], state["exhausted"]
-        self._begun = self._resuming = state["position"] > 0
+        return probs.to(self._probs.device)
