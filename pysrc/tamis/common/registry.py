@@ -64,14 +64,15 @@ def register(
     _library.impl(name, given_all(route), "Autograd")
 
 
-def _apart(op: object, fake: Callable[..., Any]) -> Callable[..., Any]:
+def _apart(op: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
     """One argument on meta sends a call there, and its result would be memory that nobody wrote."""
+    fn, names = op._schema.name.replace("::", "."), [argument.name for argument in op._schema.arguments]
 
-    def checked(*args: object) -> Any:
-        devices = {arg.device.type for arg in args if isinstance(arg, torch.Tensor)}
-        first = args[0]
-        if "meta" in devices and isinstance(first, torch.Tensor) and first.device.type != "meta":
-            raise RuntimeError(f"{op}: expected all tensors on {first.device.type}, got one on meta")
+    def checked(*args: Any) -> Any:
+        first = args[0].device
+        for name, arg in zip(names, args, strict=False):
+            if isinstance(arg, torch.Tensor) and arg.device.type == "meta" != first.type:
+                raise RuntimeError(f"{fn}: {name}: expected device {first}, got meta")
         return fake(*args)
 
     return checked
