@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from .checks import fail
+
 OWN = ("cpu", "cuda", "meta")  # devices with kernels; on others torch differentiates the reference
 _library = torch.library.Library("tamis", "FRAGMENT")
 
@@ -66,13 +68,13 @@ def register(
 
 def _apart(op: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
     """One argument on meta sends a call there, and its result would be memory that nobody wrote."""
-    fn, names = op._schema.name.replace("::", "."), [argument.name for argument in op._schema.arguments]
+    fn, names = op._schema.name.split("::")[1], [argument.name for argument in op._schema.arguments]
 
     def checked(*args: Any) -> Any:
         first = args[0].device
         for name, arg in zip(names, args, strict=False):
             if isinstance(arg, torch.Tensor) and arg.device.type == "meta" != first.type:
-                raise RuntimeError(f"{fn}: {name}: expected device {first}, got meta")
+                fail(fn, name, f"device {first}", "meta")
         return fake(*args)
 
     return checked
