@@ -148,14 +148,14 @@ def test_downloads_only_on_the_users_word(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("TAMIS_DATA", str(tmp_path / "kept"))
     file = tmp_path / "words.txt"
     file.write_text("some words")
-    remote = words(sha256=sha256([file]), url=file.as_uri())
+    remote = words(sha256=sha256([file]), urls=[file.as_uri()])
     with pytest.raises(MissingData, match="allow a download"):
         remote.load()
     with pytest.raises(ChecksumMismatch):
-        words(url=file.as_uri()).load(download=True)
+        words(urls=[file.as_uri()]).load(download=True)
     assert not any(path.is_file() for path in (tmp_path / "kept").rglob("*"))  # a wrong file is never kept
     assert remote.load(download=True) == "some words"
     file.unlink()
     assert remote.load() == "some words"
     with pytest.raises(MissingData, match="no download from"):
-        words(url=file.as_uri() + "x").load(download=True)
+        words(urls=[file.as_uri()] + "x").load(download=True)

