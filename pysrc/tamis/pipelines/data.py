@@ -218,7 +218,9 @@ def _table(shape: tuple[int, ...], scale: float = 1.0, skip: int = 0) -> Callabl
     def read(files: Sequence[Path]) -> Labelled:
         with _opened(files[0]) as stream:
             rows = np.loadtxt(stream, delimiter=",", skiprows=skip, dtype=np.float32)
-        return Labelled((rows[:, :-1] / np.float32(scale)).reshape(-1, *shape), rows[:, -1].astype(np.int64))
+        return Labelled(
+            np.divide(rows[:, :-1], scale, dtype=np.float32).reshape(-1, *shape), rows[:, -1].astype(np.int64)
+        )
 
     return read
 

@@ -21,6 +21,7 @@ from .runner import Part, Pipeline, Record, Results, differences
 
 BASELINES = ("uniform", "top_entropy", "margin", "coreset", "badge")
 PLAIN = (*BASELINES, "least_confidence", "entropy", "unweighted", "disagreement")
+OURS = {"entropy": "IWeS-ent", "disagreement": "IWeS-dis"}
 OTHER = (*BASELINES, "entropy", "disagreement")
 
 
@@ -321,15 +322,14 @@ def tables(settings: Settings, results: Results) -> str:
 def _curves(axes: Any, results: Results) -> None:
     """Accuracy against labels."""
     records = list(results["digits"].values())
-    for method in ("uniform", "top_entropy", "margin", "badge", "entropy", "disagreement"):
+    for method in ("entropy", "disagreement", "badge", "margin", "top_entropy", "uniform"):
         curve = np.array([record["accuracy"][method] for record in records])
-        ours = method in ("entropy", "disagreement")
-        name = {"entropy": "IWeS-ent", "disagreement": "IWeS-dis"}.get(method, method.replace("_", " "))
-        rounds = np.arange(curve.shape[1])
-        (line,) = axes.plot(rounds, curve.mean(0), label=name, linewidth=2.2 if ours else 1.2)
+        ours, rounds = method in OURS, np.arange(curve.shape[1])
+        name = OURS.get(method, method.replace("_", " "))
+        (line,) = axes.plot(rounds, curve.mean(0), label=name, linewidth=2.4 if ours else 1.2, zorder=3 if ours else 2)
         if ours and len(curve) > 1:
             error = curve.std(0, ddof=1) / np.sqrt(len(curve))
-            axes.fill_between(rounds, curve.mean(0) - error, curve.mean(0) + error, color=line.get_color(), alpha=0.2)
+            axes.fill_between(rounds, curve.mean(0) - error, curve.mean(0) + error, color=line.get_color(), alpha=0.15)
     axes.set_xlabel("round of picks")
     axes.set_ylabel("test accuracy, %")
     axes.set_title("digits: what to label next (bands: one standard error)")
@@ -341,7 +341,7 @@ def _gains(axes: Any, results: Results) -> None:
     rows: list[tuple[str, str, list[float]]] = []
     for part, records in results.items():
         first: Record = next(iter(records.values()))
-        for method, name in (("entropy", "IWeS-ent"), ("disagreement", "IWeS-dis")):
+        for method, name in OURS.items():
             if method in first.get("accuracy", {}):
                 rows.append((part, name, gain(results, part, method, "uniform")))
     for at, (_, name, gains) in enumerate(rows):
@@ -351,7 +351,7 @@ def _gains(axes: Any, results: Results) -> None:
     axes.set_yticks(range(len(rows)), [f"{part}, {name}" for part, name, _ in rows], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color="0.6", linewidth=0.8)
-    axes.set_xlabel("gain over uniform selection, points of mean accuracy (95% interval over seeds)")
+    axes.set_xlabel("mean accuracy over the rounds less uniform's, points (95% interval)")
 
 
 def _rate(axes: Any, results: Results) -> None:

@@ -175,11 +175,11 @@ def _file(folder: Path, name: str, seed: int) -> Path:
 
 
 def _fingerprint(pipeline: Pipeline, settings: Any) -> str:
-    """Of what decides a part beside its name and seed: the settings, this package's code and torch."""
+    """Of what decides a part beside its name and seed: the settings, the code that it runs, and torch."""
     digest = hashlib.sha256(json.dumps([pipeline.name, asdict(settings), torch.__version__]).encode())
     package = Path(__file__).parents[1]
-    for folder in ("pipelines", "sampling", "common"):
-        for file in sorted((package / folder).glob("*.py")):
+    for code in (f"pipelines/{MODULES[pipeline.name]}*.py", "pipelines/data.py", "sampling/*.py", "common/*.py"):
+        for file in sorted(package.glob(code)):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
 
