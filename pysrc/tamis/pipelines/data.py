@@ -250,7 +250,7 @@ def _idx(file: Path) -> npt.NDArray[np.uint8]:
 
 def _read_idx(files: Sequence[Path]) -> Labelled:
     images, labels = (np.concatenate([_idx(file) for file in files[start::2]]) for start in (0, 1))
-    return Labelled(images.astype(np.float32) / 255, labels.astype(np.int64))
+    return Labelled(np.divide(images, 255, dtype=np.float32), labels.astype(np.int64))
 
 
 _PIPELINES = "pip install 'tamis[pipelines]'"
