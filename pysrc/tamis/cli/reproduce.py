@@ -1,6 +1,8 @@
 """`tamis reproduce`: a paper's claims, measured."""
 
 import os
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,6 +67,7 @@ def reproduce(
     settings = pipeline.full if full else pipeline.quick
     count = seeds or (pipeline.full_seeds if full else pipeline.quick_seeds)
     place = out or makeable(Path("reproduce") / f"{name}-{mode}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the workers end too
     columns = (TextColumn("{task.description:<28}"), BarColumn(bar_width=24), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(name, total=None)
