@@ -1,5 +1,6 @@
 """A classifier that may abstain, on its own likely errors and on what it was never meant for, within one budget."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,7 +142,8 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
             X: [n, width], for an nn.Module [n, ...]; inliers.
             y: [n], at least two classes.
             wild: [m, ...] with m >= 2, unlabelled traffic.
-            strict_inliers: [k, ...], certainly inliers, that are not in X; needs wild.
+            strict_inliers: [k, ...], not in X, that cannot be outliers; needs wild. Inliers that outliers resemble push
+                the learned share up, towards 1: the mean of P_wild/P_in over all inliers is 1, whatever the share.
         Raises:
             TypeError, ValueError: an argument, before any training.
         """
@@ -163,6 +165,12 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
         self._mean_inverse = 1.0 if self.inlier_score is None else float((1 / self._inlier_score(X)).mean())
         data = _Data(X, y, target, wild, strict_inliers)
         traffic = self._fit_network(data) if isinstance(self.estimator, nn.Module) else self._fit_estimator(data)
+        if self.wild_inlier_share_ == rules.CAP:
+            warnings.warn(
+                f"tamis.{FN}: strict_inliers: expected points that cannot be outliers, got some like those in wild, or "
+                f"a poor classifier tells them apart: the learned share is cut to {rules.CAP}, rho's scale doubtful",
+                stacklevel=2,
+            )
         share = self.wild_inlier_share_ if self.inlier_share is None else self.inlier_share
         self.inlier_share_ = 1.0 if share is None else float(share)  # without outliers it only scales S
         score = self._score(traffic.x, traffic.outputs)
