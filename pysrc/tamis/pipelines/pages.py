@@ -101,7 +101,7 @@ def _beside(run: Reproduction) -> str:
 
 def wanted(claim: Claim) -> str:
     if isinstance(claim.threshold, tuple):
-        return f"{claim.threshold[0]:g} to {claim.threshold[1]:g}"
+        return f"{claim.threshold[0]:.7g} to {claim.threshold[1]:.7g}"
     return f"{claim.relation} {claim.threshold:g}"
 
 

@@ -1,6 +1,6 @@
 """`tamis reproduce scod`: plug-in estimators for selective classification with OOD detection (2301.12386)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -96,7 +96,7 @@ def less(first: Value, second: Value) -> Value:
 
 
 def worst_budget(record: Record) -> float:
-    return max(abs(share - float(budget)) for budget, share in record["rejected"].items())
+    return max(abs(float(share) - float(budget)) for budget, share in record["rejected"].items())
 
 
 def rival(record: Record) -> str:
@@ -112,7 +112,7 @@ def detector(record: Record) -> str:
 def measure(settings: Settings, results: Results) -> dict[str, Measured]:
     (discrete,) = results["atoms"].values()
 
-    def seeds(value: Value, *, part: str = "images", **beside: Any) -> Measured:
+    def seeds(value: Value, beside: Mapping[str, Any], part: str = "images") -> Measured:
         return over_seeds(by_seed(results, part, value), **beside)
 
     def mean(value: Value, part: str = "images") -> float:
@@ -122,7 +122,7 @@ def measure(settings: Settings, results: Results) -> dict[str, Measured]:
         return less(auc(LB, cost), auc(RATIO, cost))
 
     def spread(value: Value) -> str:
-        measured = seeds(value)
+        measured = seeds(value, {})
         return f"{number(measured.value)}, {' to '.join(map(number, measured.interval))}"
 
     def picked(pick: Callable[[Record], str]) -> str:
@@ -134,41 +134,38 @@ def measure(settings: Settings, results: Results) -> dict[str, Measured]:
         "scod-msp-optimal-reject": exact(discrete["chow"]),
         "scod-msp-suboptimal-ood": seeds(
             less(plainly("ratio"), plainly("msp")),
-            part="gaussians",
-            **{f"AUROC of the exact {name}": mean(plainly(name), "gaussians") for name in ("ratio", "msp")},
+            {f"AUROC of the exact {name}": mean(plainly(name), "gaussians") for name in ("ratio", "msp")},
+            "gaussians",
         ),
         "scod-bayes-rule": exact(discrete["bayes"]),
         "scod-unifies-special-cases": exact(discrete["kendall"]),
         "scod-budget-met": seeds(
-            worst_budget, **{f"rejected at {budget:g}": mean(rejected(f"{budget:g}")) for budget in BUDGETS}
+            worst_budget, {f"rejected at {budget:g}": mean(rejected(f"{budget:g}")) for budget in BUDGETS}
         ),
         "scod-lb-beats-msp": seeds(
-            less(auc(LB), auc(SAME_MSP)), **{f"AUC-RC of {name}": mean(auc(name)) for name in (LB, SAME_MSP)}
+            less(auc(LB), auc(SAME_MSP)), {f"AUC-RC of {name}": mean(auc(name)) for name in (LB, SAME_MSP)}
         ),
         "scod-lb-beats-ood-only": seeds(
-            against_ratio(0.5), **{f"at c_fn {cost:g}": spread(against_ratio(cost)) for cost in (0.25, 0.75)}
+            against_ratio(0.5), {f"at c_fn {cost:g}": spread(against_ratio(cost)) for cost in (0.25, 0.75)}
         ),
         "scod-lb-competitive": seeds(
-            lambda record: auc(LB)(record) - auc(rival(record))(record), **{"best baseline (seeds)": picked(rival)}
+            lambda record: auc(LB)(record) - auc(rival(record))(record), {"best baseline (seeds)": picked(rival)}
         ),
         "scod-black-box-beats-msp": seeds(
-            less(auc(BLACK_BOX), auc(MSP)),
-            **{f"AUROC of {name}": mean(auroc(name)) for name in (L1, BLACK_BOX, MSP)},
+            less(auc(BLACK_BOX), auc(MSP)), {f"AUROC of {name}": mean(auroc(name)) for name in (L1, BLACK_BOX, MSP)}
         ),
         "scod-lb-unseen-ood": seeds(
             less(auc(LB, pool="unseen"), auc(MSP, pool="unseen")),
-            **{f"AUC-RC of {name}": mean(auc(name, pool="unseen")) for name in (LB, MSP)},
+            {f"AUC-RC of {name}": mean(auc(name, pool="unseen")) for name in (LB, MSP)},
         ),
         "scod-classification-kept": seeds(
             lambda record: 100 * less(accuracy(LB), accuracy(MSP))(record),
-            **{f"accuracy of the network of {name}": mean(accuracy(name)) for name in (LB, MSP)},
+            {f"accuracy of the network of {name}": mean(accuracy(name)) for name in (LB, MSP)},
         ),
         "scod-ood-detection": seeds(
             lambda record: auroc(RATIO)(record) - auroc(detector(record))(record),
-            **{
-                **{f"AUROC of {name}": mean(auroc(name)) for name in (RATIO, RATIO_UNTIED)},
-                "best detector (seeds)": picked(detector),
-            },
+            {f"AUROC of {name}": mean(auroc(name)) for name in (RATIO, RATIO_UNTIED)}
+            | {"best detector (seeds)": picked(detector)},
         ),
     }
 

@@ -190,7 +190,7 @@ class Plain:
 
 
 def l1(features: Array) -> Array:
-    return np.maximum(np.abs(features).sum(1), _POSITIVE)
+    return np.asarray(np.maximum(np.abs(features).sum(1), _POSITIVE))
 
 
 def wrong_answers(got: Outputs, pool: Pool) -> Mask:
@@ -199,7 +199,7 @@ def wrong_answers(got: Outputs, pool: Pool) -> Mask:
 
 def sirc(error: Array, second: Array, mean: float, deviation: float) -> Array:
     """-(1 - S1)(1 + exp(-b (S2 - a))) as a reject score, S1 the largest probability, a = mean - 3 sd, b = 1 / sd."""
-    return error * (1 + np.exp(-(second - (mean - 3 * deviation)) / deviation))
+    return np.asarray(error * (1 + np.exp(-(second - (mean - 3 * deviation)) / deviation)))
 
 
 class Residual:

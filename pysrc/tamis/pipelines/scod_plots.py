@@ -37,7 +37,7 @@ def scores(axes: Any, results: Results) -> None:
     """One seed's test points by what S is made of, and where S cuts for some budgets."""
     record = next(iter(results["images"].values()))
     error, ratio, kind = (np.array(record["points"][name]) for name in ("error", "ratio", "kind"))
-    low, high = 0.01, 30.0
+    low, high = 0.01, 1000.0
     shown = np.clip(ratio, low, high)
     for value, label, colour, marker in (
         (2, "outlier", "#d55e00", "x"),
@@ -49,7 +49,7 @@ def scores(axes: Any, results: Results) -> None:
     grid = np.meshgrid(np.linspace(0, 0.85, 200), np.geomspace(low / 2, high * 2, 200))
     score = rules.scod_score(grid[0], grid[1], MAIN, SHARE)
     at = rules.scod_score(error, ratio, MAIN, SHARE)
-    levels = {float(np.quantile(at, 1 - budget)): f"budget {budget:.0%}" for budget in (0.6, 0.4, 0.2)}
+    levels = {float(np.quantile(at, 1 - budget)): f"budget {budget:.0%}" for budget in (0.6, 0.5, 0.4)}
     lines = axes.contour(*grid, score, levels=sorted(levels), colors="black", linewidths=1)
     axes.clabel(lines, fmt=levels, fontsize=8)
     axes.set(yscale="log", xlabel="error probability e", ylabel="ratio rho = P_out / P_in", ylim=(low / 2, high * 2))
@@ -72,5 +72,5 @@ def areas(axes: Any, results: Results) -> None:
     axes.set_yticks(range(len(methods)), methods)
     axes.invert_yaxis()
     axes.set(xlabel=f"AUC-RC, c_fn = {MAIN:g} (lower is better)")
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)

@@ -57,10 +57,11 @@ class _Data(NamedTuple):
 
 
 class _Traffic(NamedTuple):
-    """What sets a threshold: points, and what the model says of them."""
+    """What sets a threshold: points, and what the model says of them; the wild inlier share where it is learned."""
 
     x: npt.NDArray[Any]
     outputs: _Outputs
+    learned_share: float | None = None
 
 
 class SelectiveClassifier(ClassifierMixin, BaseEstimator):
@@ -102,6 +103,8 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
 
     Source: 2301.12386 (Narasimhan, Menon, Jitkrittum, Kumar), eq. 3, 5, 8, 10; the single score is derived from them.
     """
+
+    wild_inlier_share_: float | None
 
     def __init__(
         self,
@@ -161,17 +164,18 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             fail(FN, "y", "at least two classes", "one class")
         self._check_labels(self.budget)
-        self.wild_inlier_share_: float | None = None
+        self.wild_inlier_share_ = None  # until it is learned
         self._mean_inverse = 1.0 if self.inlier_score is None else float((1 / self._inlier_score(X)).mean())
         data = _Data(X, y, target, wild, strict_inliers)
         traffic = self._fit_network(data) if isinstance(self.estimator, nn.Module) else self._fit_estimator(data)
-        if self.wild_inlier_share_ == rules.CAP:
+        share = traffic.learned_share
+        if share == rules.CAP:
             warnings.warn(
                 f"tamis.{FN}: strict_inliers: expected points that cannot be outliers, got some like those in wild, or "
                 f"a poor classifier tells them apart: the learned share is cut to {rules.CAP}, rho's scale doubtful",
                 stacklevel=2,
             )
-        share = self.wild_inlier_share_ if self.inlier_share is None else self.inlier_share
+        share = share if self.inlier_share is None else self.inlier_share
         self.inlier_share_ = 1.0 if share is None else float(share)  # without outliers it only scales S
         score = self._score(traffic.x, traffic.outputs)
         self.threshold_ = rules.threshold(score, traffic.outputs.error, self.budget)
@@ -261,7 +265,7 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
             fail(FN, "ratio_estimator", "one that can be trained", "one that stays as it is")
         self._log_prior = float(np.log(len(inliers) / len(wild)))
         self.wild_inlier_share_ = rules.wild_inlier_share(self._log_ratio(strict))
-        return _Traffic(recent, self._outputs(recent))
+        return _Traffic(recent, self._outputs(recent), self.wild_inlier_share_)
 
     def _fresh_outputs(self, estimator: Any, data: _Data) -> _Outputs:
         """For X itself, each row by a model that has not seen it: the fitted one is too sure of them."""
@@ -293,7 +297,7 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
             log_ratio = network.outputs(self.estimator_, strict).log_ratio
             assert log_ratio is not None
             self.wild_inlier_share_ = rules.wild_inlier_share(log_ratio)
-        return _Traffic(recent, self._outputs(recent))
+        return _Traffic(recent, self._outputs(recent), self.wild_inlier_share_)
 
     def _split(self, x: npt.NDArray[Any], of: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Kept and held out, at random, at least one of each."""
