@@ -82,9 +82,8 @@ def test_several_files_are_downloaded_and_kept_all_or_none(idx, tmp_path, monkey
     monkeypatch.setenv("TAMIS_DATA", str(tmp_path / "cache"))
     remote = replace(FASHION_MNIST, find=lambda: [], sha256=sha256(files), urls=[file.as_uri() for file in files])
     assert not remote.present()
-    for call in (remote.load, remote.require):
-        with pytest.raises(MissingData, match="apt-get install dataset-fashion-mnist, or allow a download from file:"):
-            call()
+    with pytest.raises(MissingData, match="apt-get install dataset-fashion-mnist, or allow a download from file:"):
+        remote.load()
     folder = tmp_path / "cache" / "fashion-mnist"
     with pytest.raises(ChecksumMismatch, match="expected sha256 0+, got"):
         replace(remote, sha256="0" * 64).load(download=True)
@@ -97,7 +96,6 @@ def test_several_files_are_downloaded_and_kept_all_or_none(idx, tmp_path, monkey
     for file in files:
         file.unlink()
     assert remote.present()
-    remote.require()
     np.testing.assert_array_equal(remote.load().y, labels)
     assert sorted(file.name for file in folder.iterdir()) == sorted(file.name for file in files)
 

@@ -170,9 +170,23 @@ def test_a_broken_part_is_computed_anew(tiny, tmp_path):
     pipeline, computed, _ = tiny
     reproduce(pipeline, tmp_path)
     (file,) = tmp_path.glob("parts/*/seeded-0.json")
-    file.write_text('{"value": ')
-    assert reproduce(pipeline, tmp_path).results["seeded"][0] == {"value": 2}
-    assert computed["seeded", 0] == 2
+    for times, broken in enumerate(('{"value": ', "null", "{}", ""), 2):
+        file.write_text(broken)
+        assert reproduce(pipeline, tmp_path).results["seeded"][0] == {"value": 2}
+        assert computed["seeded", 0] == times
+
+
+def test_one_seed_is_not_called_exact(tiny, tmp_path):
+    run = reproduce(tiny[0], tmp_path, (0,))
+    assert [pages.interval(run.measured[claim.id]) for claim in run.claims] == ["one seed", "one seed", "exact"]
+
+
+def test_data_of_other_content_stops_before_the_work(tiny, tmp_path, monkeypatch):
+    pipeline, computed, _ = tiny
+    monkeypatch.setitem(data.DATASETS, "digits", replace(data.DIGITS, sha256="0" * 64))
+    with pytest.raises(data.ChecksumMismatch, match="expected sha256 0+, got"):
+        reproduce(pipeline, tmp_path)
+    assert not computed
 
 
 @pytest.mark.parametrize("seeds", [(), (1, 1)])
@@ -253,9 +267,9 @@ def test_the_command(tiny, tmp_path, monkeypatch):
     copy = json.loads((tmp_path / "copy.json").read_text())
     assert copy["mode"] == "quick" and copy["seeds"] == [0, 1]
     assert copy["claims"] == json.loads((tmp_path / "new" / "out" / "tiny.json").read_text())["claims"]
-    result = invoke(*arguments, "--full", "--seed", "4", "--seeds", "3")
+    result = invoke(*arguments, "--full", "--seed", "4", "--seeds", "6")
     copy = json.loads((tmp_path / "copy.json").read_text())
-    assert copy["mode"] == "full" and copy["seeds"] == [4, 5, 6] and copy["settings"] == {"factor": 3}
+    assert copy["mode"] == "full" and copy["seeds"] == [4, 5, 6, 7, 8, 9] and copy["settings"] == {"factor": 3}
 
 
 def test_an_interrupt_says_how_to_go_on(tiny, tmp_path, monkeypatch):
@@ -277,6 +291,7 @@ def test_an_interrupt_says_how_to_go_on(tiny, tmp_path, monkeypatch):
         ([], "NAME: expected one of iwes"),
         (["iwes", "--quick", "--full"], "--quick, --full: expected one of them, got both"),
         (["iwes", "--seeds", "-1"], "'--seeds': "),
+        (["iwes", "--full", "--seeds", "4"], "--seeds: expected 5 or more with --full, got 4"),
         (["iwes", "--jobs", "0"], "'--jobs': "),
         (["iwes", "--json", "/no/such/file"], "'--json': expected a file that can be written, got /no/such/file"),
         (["iwes", "--out", "/dev/null/x"], "'--out': expected a folder that can be written, got /dev/null/x"),

@@ -214,6 +214,83 @@ def test_a_broken_state_is_refused_and_stays(tmp_path):
         loop(state=file)
 
 
+class PerExample(TensorDataset):
+    """Does more than TensorDataset, example by example; and draws from torch's generator."""
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return (x - x.mean()) / x.std() + 0 * torch.rand(()), y
+
+
+def test_a_data_set_of_ones_own_is_read_example_by_example():
+    pool = PerExample(*clusters().tensors)
+
+    def train(model, selected, seed):
+        x, _, _ = selected.whole()
+        assert torch.equal(x, torch.stack([selected[i][0] for i in range(len(selected))]))
+        FAST(model, selected, seed)
+
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    loop(pool=pool, train=train, rounds=1).run(progress=False)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_state_of_other_labels_is_refused(tmp_path):
+    file = tmp_path / "run.safetensors"
+    loop(rounds=1, state=file).run(progress=False)
+    x, y = clusters().tensors
+    with pytest.raises(ValueError, match="tamis.IWeS: state: expected the labels of this pool, got others in"):
+        loop(pool=TensorDataset(x, (y + 1) % C), state=file)
+
+
+def test_numpys_integers_can_be_kept_and_no_label_is_asked_for_in_vain(tmp_path):
+    asked = []
+    x, y = clusters().tensors
+
+    def label(indices):
+        asked.append(indices)
+        return y[indices]
+
+    for state in (tmp_path / "no" / "such", tmp_path):
+        with pytest.raises(ValueError, match="tamis.IWeS: state: expected a file in a folder that is there, got"):
+            loop(pool=Unlabelled(x), label=label, state=state)
+    assert not asked
+    loop(picks=np.int64(10), start=np.int32(12), seed=np.int64(5), rounds=1, state=tmp_path / "s").run(progress=False)
+    assert (tmp_path / "s").is_file()
+
+
+class Reversed(nn.Module):
+    """Its last layer is registered first, and another is never run."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.body, self.unused = nn.Linear(8, C), nn.Linear(D, 8), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu())
+
+
+def test_features_are_what_enters_the_layer_that_ran_last():
+    models = []
+    picked = loop(Reversed, rounds=1, method="coreset").run(
+        progress=False, each=lambda run, done, model: models.append(model)
+    )
+    x, _ = clusters().tensors
+    left = torch.ones(N, dtype=torch.bool)
+    left[picked.indices[:12]] = False
+    with torch.no_grad():
+        features = models[0].body(x).relu()
+    chosen = k_center(features[left], features[picked.indices[:12]], 10)
+    assert left.nonzero()[:, 0][chosen].tolist() == picked.indices[12:].tolist()
+
+
+def test_the_delivered_model_is_in_evaluation_mode():
+    run = loop(lambda: nn.Sequential(nn.Linear(D, 8), nn.Dropout(0.5), nn.Linear(8, C)), rounds=0)
+    run.run(progress=False)
+    assert not run.model.training
+
+
 def test_the_callers_randomness_is_left_alone():
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
@@ -338,8 +415,17 @@ class Flat(nn.Module):
         ({"model": lambda: 3}, TypeError, "model: expected a function that makes a Module, got one that makes int"),
         ({"model": lambda: Flat(1)}, ValueError, "model: expected logits .* of at least 2 classes, got"),
         ({"model": lambda: Flat(3, torch.nan)}, ValueError, "model: expected finite logits, got others for the pool's"),
-        ({"model": lambda: Flat(3), "method": "badge"}, ValueError, "model: expected an nn.Linear as its last layer"),
+        (
+            {"model": lambda: Flat(3), "method": "badge"},
+            ValueError,
+            "model: expected an nn.Linear that gives the logits",
+        ),
         ({"pool": Unlabelled(torch.ones(N, D))}, TypeError, "pool: expected examples .x, label., or label= to ask"),
+        (
+            {"pool": TensorDataset(torch.ones(N, D), torch.ones(N))},
+            TypeError,
+            "pool: expected examples whose label is an",
+        ),
         ({"label": lambda i: torch.zeros(3)}, ValueError, r"label: expected one label each, shape \[12\], got \[3\]"),
     ],
 )

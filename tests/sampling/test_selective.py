@@ -404,7 +404,12 @@ BAD_NAN[3, 1] = np.nan
             "inlier_share: expected a number in .0, 1. beside an inlier_score",
         ),
         ({"inlier_score": closeness}, {"wild": X}, ValueError, "inlier_score: expected none beside wild"),
-        ({"inlier_score": lambda x: -x[:, 0], "inlier_share": 0.5}, {}, ValueError, "inlier_score: expected positive"),
+        (
+            {"inlier_score": lambda x: -x[:, 0], "inlier_share": 0.5},
+            {},
+            ValueError,
+            "inlier_score: expected finite numbers",
+        ),
         (
             {"inlier_score": lambda x: x, "inlier_share": 0.5},
             {},

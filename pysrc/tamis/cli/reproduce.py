@@ -1,5 +1,6 @@
 """`tamis reproduce`: a paper's claims, measured."""
 
+import importlib
 import os
 import signal
 import sys
@@ -65,6 +66,8 @@ def reproduce(
         raise typer.BadParameter(str(error)) from None
     mode = "full" if full else "quick"
     settings = pipeline.full if full else pipeline.quick
+    if full and 0 < seeds < 5:
+        raise typer.BadParameter(f"--seeds: expected 5 or more with --full, got {seeds}")
     count = seeds or (pipeline.full_seeds if full else pipeline.quick_seeds)
     place = out or makeable(Path("reproduce") / f"{name}-{mode}")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the workers end too
@@ -78,6 +81,7 @@ def reproduce(
                 typer.echo(f"{done}/{total} {part}")
 
         try:
+            importlib.import_module("matplotlib")  # for the plots: rather now than after the work
             run = runner.reproduce(
                 pipeline, settings, mode, range(seed, seed + count), place, workers=jobs, report=report
             )
@@ -92,9 +96,9 @@ def reproduce(
             raise stop(f"interrupted; what is done lies in {place}: the same command goes on from there") from None
     console.print(_claims(run))
     try:
-        files = pages.save(run, place)
         if json:
             pages.save_json(run, json)
+        files = pages.save(run, place)
     except OSError as error:
         raise stop(f"tamis.reproduce: expected files that can be written, got {error}") from None
     console.print("\n".join(map(str, files)))

@@ -69,7 +69,7 @@ class Claim:
             "holds": self.holds(measured),
             "expected_here": self.expected_here,
             "values": [_finite(value) for value in measured.values],
-            "beside": dict(measured.beside),
+            "beside": {k: _finite(v) if isinstance(v, float) else v for k, v in measured.beside.items()},
         }
 
 

@@ -82,11 +82,6 @@ class Dataset(Generic[T]):
         """Whether load finds files on this machine; it does not read them."""
         return bool(self._here())
 
-    def require(self) -> None:
-        """Raises MissingData where load would, without reading."""
-        if not self.present():
-            self._downloaded(False)
-
     def _here(self) -> Sequence[Path]:
         kept = self._kept()
         return self.find() or (kept if kept and all(file.is_file() for file in kept) else [])

@@ -112,6 +112,8 @@ def number(value: float | None) -> str:
 
 
 def interval(measured: Measured) -> str:
+    if len(measured.values) == 1:
+        return "one seed"
     low, high = measured.interval
     return "exact" if low == high == measured.value and measured.n == 1 else f"{number(low)} to {number(high)}"
 

@@ -7,6 +7,7 @@ it was, with the same result: a part depends on its settings and its seed alone,
 import contextlib
 import hashlib
 import importlib
+import importlib.metadata
 import json
 import multiprocessing
 import time
@@ -139,12 +140,12 @@ def reproduce(
         workers: processes at a time, one thread each; 0 computes in this one.
 
     Raises:
-        MissingData: before anything is computed.
+        MissingData, ChecksumMismatch: before anything is computed.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         fail(FN, "seeds", "at least one, none twice", list(seeds))
     for name in pipeline.datasets(settings):
-        data.DATASETS[name].require()
+        data.DATASETS[name].files()
     begun = time.monotonic()
     folder = out / "parts" / _fingerprint(pipeline, settings)
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +154,9 @@ def reproduce(
     results: dict[str, dict[int, Record]] = {part.name: {} for part in parts}
     for name, seed in jobs:
         with contextlib.suppress(OSError, ValueError):  # not there, or broken
-            results[name][seed] = json.loads(_file(folder, name, seed).read_text())
+            kept = json.loads(_file(folder, name, seed).read_text())
+            if isinstance(kept, dict) and kept:
+                results[name][seed] = kept
     left = [job for job in jobs if job[1] not in results[job[0]]]
     report(len(jobs) - len(left), len(jobs), "")
     for done, (name, seed, record) in enumerate(
@@ -175,10 +178,15 @@ def _file(folder: Path, name: str, seed: int) -> Path:
 
 
 def _fingerprint(pipeline: Pipeline, settings: Any) -> str:
-    """Of what decides a part beside its name and seed: the settings, the code that it runs, and torch."""
-    digest = hashlib.sha256(json.dumps([pipeline.name, asdict(settings), torch.__version__]).encode())
+    """Of what decides a part beside its name and seed: the settings, the code that it runs, the packages under it."""
+    versions = []
+    for name in ("torch", "numpy", "scipy", "scikit-learn", "mnist1d"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append((name, importlib.metadata.version(name)))
+    digest = hashlib.sha256(json.dumps([pipeline.name, asdict(settings), versions]).encode())
     package = Path(__file__).parents[1]
-    for code in (f"pipelines/{MODULES[pipeline.name]}*.py", "pipelines/data.py", "sampling/*.py", "common/*.py"):
+    own = f"pipelines/{MODULES[pipeline.name]}*.py"
+    for code in (own, "pipelines/data.py", "sampling/*.py", "common/*.py", "_ops*.so"):
         for file in sorted(package.glob(code)):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
@@ -196,6 +204,7 @@ def _computed(
     if not jobs:
         return
     # Not forked: this process has threads. Each worker has one: the models are small, and no result depends on it.
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(
         min(workers, len(jobs)),
         multiprocessing.get_context("spawn"),
@@ -211,7 +220,8 @@ def _computed(
     except BaseException:  # also an interrupt: nobody waits for what will be thrown away
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
-            process.terminate()
+            if process not in others:
+                process.terminate()
         raise
     pool.shutdown()
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import Dataset, TensorDataset, default_collate
 
-from ..common.checks import check_choice, check_integer, fail
+from ..common.checks import INTEGERS, check_choice, check_integer, fail
 from ..common.files import write
 from .draw import check_cap
 from .methods import METHODS, Batch, Draw, Views, race, training_seed
@@ -79,7 +79,7 @@ class Trainer:
 
     def __call__(self, model: nn.Module, selected: Selected, seed: int) -> None:
         device = _device(model)
-        x, label, weight = tree_map(lambda t: t.to(device), selected.whole())
+        x, label, weight = _to(device, selected.whole())
         weight = weight / weight.mean()
         optimizer = torch.optim.SGD(
             model.parameters(), lr=self.learning_rate, momentum=self.momentum, weight_decay=self.weight_decay
@@ -89,7 +89,8 @@ class Trainer:
         model.train()
         for at in self._batches(len(label), generator):
             at = at.to(device)
-            loss = (weight[at] * self.loss(_forward(model, tree_map(lambda t: t[at], x)), label[at])).mean()  # noqa: B023
+            part = tree_map(lambda t: t[at], x)  # noqa: B023
+            loss = (weight[at] * self.loss(_forward(model, part), label[at])).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -130,9 +131,10 @@ class IWeS:
         seed: of everything random here.
         train: (model, Selected, seed) trains the model in place; by default `Trainer()`.
         label: indices [k] to their labels [k]; asked once for each example, after it was picked.
-        state: a file, made anew after each round; another run's is refused.
+        state: a file, made anew after each round. One of another pool's size or labels, start, picks, method, cap or
+            seed is refused; that model and training are the same is up to the caller.
         batch_size: examples at a time when the pool is looked at.
-        collate: of a DataLoader, for x that torch cannot stack.
+        collate: of examples, for x that torch cannot stack.
 
     Raises:
         ValueError: an empty pool, budgets above it, a model of one class, a `state` of other arguments.
@@ -156,10 +158,12 @@ class IWeS:
         collate: Callable[[list[Any]], Any] = default_collate,
     ) -> None:
         check_choice(FN, "method", method, tuple(METHODS))
-        numbers = {"start": start, "picks": picks, "rounds": rounds, "batch_size": batch_size, "seed": seed}
-        for name, value in numbers.items():
-            if check_integer(FN, name, value) < (0 if name in ("rounds", "seed") else 1):
-                fail(FN, name, "0 or above" if name in ("rounds", "seed") else "1 or above", value)
+        start, picks, rounds = (
+            _at_least(1, "start", start),
+            _at_least(1, "picks", picks),
+            _at_least(0, "rounds", rounds),
+        )
+        batch_size, seed = _at_least(1, "batch_size", batch_size), _at_least(0, "seed", seed)
         if not callable(model):
             fail(FN, "model", "a Module or a function that makes one", type(model).__name__, TypeError)
         if isinstance(model, nn.Module) and METHODS[method].models > 1:
@@ -177,6 +181,8 @@ class IWeS:
         self.cap, self.seed, self.batch_size = check_cap(cap), seed, batch_size
         self._make, self._train, self._label = model, train or Trainer(), label
         self._state = None if state is None else Path(state)
+        if self._state is not None and (self._state.is_dir() or not self._state.absolute().parent.is_dir()):
+            fail(FN, "state", "a file in a folder that is there", state)
         self.history: list[dict[str, float]] = []  # of each round: what was picked, and from what probabilities
         self.model: nn.Module | None = None  # the delivered one, trained on the whole selection
         empty = torch.empty(0, dtype=torch.int64)
@@ -218,14 +224,15 @@ class IWeS:
         if each is not None:
             each(self, done, models[0])
         if last:
-            self.model = models[0]
+            self.model = models[0].eval()
             return
         method = METHODS[self.method]
         left = torch.ones(len(self._inputs), dtype=torch.bool)
         left[self.selection.indices] = False
         ids = left.nonzero()[:, 0]
-        views = self._views(models, ids)
-        picked = self._views(models, self.selection.indices) if method.features else ()
+        with _seeded(training_seed(self.seed, done, 3)):  # examples may be random too
+            views = self._views(models, ids)
+            picked = self._views(models, self.selection.indices) if method.features else ()
         draw = Draw(self.picks, self.seed, done + 1, ids, self.cap)
         at, weights = method.pick(views, picked, draw)
         self._pick(ids[at], weights, _spread(views[0]) if views and views[0].dim() == 1 else {})
@@ -248,11 +255,13 @@ class IWeS:
             model.eval()
         for part in indices.split(self.batch_size):
             x, target = self._inputs.batch(part, method.labels)
-            with _last_inputs(models[0], method.features) as features:
+            with _last_inputs(models[0], method.features) as entered:
                 logits = [_logits(model, x) for model in models]
+            if method.features and not entered:
+                fail(FN, "model", "an nn.Linear that gives the logits, for its features", type(models[0]).__name__)
             other = logits[1] if len(logits) > 1 else None
             target = None if target is None else target.to(logits[0].device)
-            entering = features[-1].reshape(len(part), -1) if features else None
+            entering = entered[-1].reshape(len(part), -1) if entered else None
             parts.append([v.cpu() for v in method.view(Batch(logits[0], other, entering, target))])
         views = tuple(torch.cat(column) for column in zip(*parts, strict=True))
         for view in views:
@@ -263,7 +272,11 @@ class IWeS:
 
     def _pick(self, indices: Tensor, weights: Tensor, spread: dict[str, float]) -> None:
         """Adds a round, labels included, and keeps it."""
-        labels = self._inputs.labels(indices) if self._label is None else torch.as_tensor(self._label(indices))
+        if self._label is None:
+            with _seeded(self.seed):
+                labels = self._inputs.labels(indices)
+        else:
+            labels = torch.as_tensor(self._label(indices))
         if labels.shape != indices.shape:
             fail(FN, "label", f"one label each, shape {list(indices.shape)}", list(labels.shape))
         rounds = torch.full_like(indices, len(self.history))
@@ -298,6 +311,11 @@ class IWeS:
                 fail(FN, "state", f"{name} {own}", f"{arguments.get(name)} in {file}")
         if len(history) > self.rounds + 1:
             fail(FN, "state", f"at most {self.rounds} rounds", f"{len(history) - 1} in {file}")
+        if self._label is None:
+            with _seeded(self.seed):
+                own_labels = self._inputs.labels(selection.indices)
+            if not torch.equal(own_labels, labels):
+                fail(FN, "state", "the labels of this pool", f"others in {file}")
         self.selection, self._labels, self.history = selection, labels, history
 
 
@@ -314,10 +332,10 @@ class _Inputs:
         return len(self._pool)
 
     def _collated(self, indices: Tensor) -> tuple[Inputs, Tensor | None]:
-        if isinstance(self._pool, TensorDataset):
+        if type(self._pool) is TensorDataset and self._collate is default_collate:  # at once; another may do more
             items: Any = self._pool[indices]
         else:
-            items = next(iter(DataLoader(Subset(self._pool, indices.tolist()), len(indices), collate_fn=self._collate)))
+            items = self._collate([self._pool[i] for i in indices.tolist()])
         if self._unlabelled:
             return (items[0] if isinstance(items, (tuple, list)) else items), None
         if not isinstance(items, (tuple, list)) or len(items) != 2:
@@ -336,14 +354,27 @@ class _Inputs:
         return x, label if labels else None
 
     def labels(self, indices: Tensor) -> Tensor:
-        label = self._collated(indices)[1]
-        assert label is not None
-        return torch.as_tensor(label)
+        label: Any = self._collated(indices)[1]
+        if not isinstance(label, Tensor) or label.dtype not in INTEGERS:
+            got = label.dtype if isinstance(label, Tensor) else type(label).__name__
+            fail(FN, "pool", "examples whose label is an integer", got, TypeError)
+        return label.long()
 
 
 def _device(model: nn.Module) -> torch.device:
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _to(device: torch.device, x: Any) -> Any:
+    return tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, x)
+
+
+def _at_least(least: int, name: str, value: int) -> int:
+    value = check_integer(FN, name, value)
+    if value < least:
+        fail(FN, name, f"{least} or above", value)
+    return value
 
 
 def _forward(model: nn.Module, x: Inputs) -> Tensor:
@@ -353,8 +384,7 @@ def _forward(model: nn.Module, x: Inputs) -> Tensor:
 
 
 def _logits(model: nn.Module, x: Inputs) -> Tensor:
-    device = _device(model)
-    logits = _forward(model, tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, x))
+    logits = _forward(model, _to(_device(model), x))
     if logits.dim() != 2 or logits.shape[-1] < 2:
         fail(FN, "model", "logits [b, classes] of at least 2 classes", list(logits.shape))
     return logits
@@ -362,19 +392,15 @@ def _logits(model: nn.Module, x: Inputs) -> Tensor:
 
 @contextmanager
 def _last_inputs(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
-    """What enters the model's last nn.Linear while it runs."""
+    """What enters each nn.Linear of the model while it runs, in turn."""
     entered: list[Tensor] = []
-    if not wanted:
-        yield entered
-        return
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        fail(FN, "model", "an nn.Linear as its last layer, for its features", type(model).__name__)
-    hook = layers[-1].register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0]))
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)] if wanted else []
+    hooks = [layer.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0])) for layer in layers]
     try:
         yield entered
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -134,7 +134,9 @@ def k_center(points: Tensor, centers: Tensor, k: int) -> Tensor:
         [k] int64, positions in points; of equally far ones the first.
     """
     # Squares by differences, not by products, which lose the digits of near neighbours.
-    distance = torch.cdist(points, centers, compute_mode="donot_use_mm_for_euclid_dist").amin(-1)
+    mode = "donot_use_mm_for_euclid_dist"
+    near = [torch.cdist(points, some, compute_mode=mode).amin(-1) for some in centers.split(256)]
+    distance = torch.stack(near).amin(0)
     chosen = []
     for _ in range(k):
         at = int(distance.argmax())

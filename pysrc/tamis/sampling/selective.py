@@ -85,9 +85,10 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
         budget: share of the traffic to reject, in [0, 1]; at 0 nothing is, and predict is the estimator's.
         outlier_cost: c, in [0, 1].
         inlier_share: pi, in (0, 1]; None: as learned with wild points. An inlier_score needs it.
-        inlier_score: X to [rows] positive numbers, larger for inliers; rescaled so that 1 / it has mean 1 over the
-            fitted X.
-        ratio_estimator: a classifier of scikit-learn, inlier against wild; None: as `estimator`.
+        inlier_score: X to [rows] numbers, 0 or above (of the fitted X positive), larger for inliers; rescaled so that
+            1 / it has mean 1 over the fitted X.
+        ratio_estimator: a classifier of scikit-learn, inlier against wild; None: as `estimator`. Its probabilities are
+            taken as they are: class weights would move the ratio.
         holdout: in (0, 1), the share of X that stands for strict_inliers where there are none, and of wild points that
             set the threshold; neither is trained on.
         steps, batch_size, learning_rate, weight_decay: of an nn.Module's training, by AdamW on a cosine.
@@ -99,7 +100,8 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
         inlier_share_: pi in use. wild_inlier_share_: as learned, at most 0.95; None without wild points.
 
     `predict` gives -1 for abstention, so no class may be -1 unless budget is 0; classes that are no numbers come in an
-    object array beside it. `score` counts an abstention as an error.
+    object array beside it. `score` counts an abstention as an error. `decision_function` is -S and no class's score, so
+    scorers that rank by it, as roc_auc does, do not apply. An estimator is given plain arrays, whatever X was.
 
     Source: 2301.12386 (Narasimhan, Menon, Jitkrittum, Kumar), eq. 3, 5, 8, 10; the single score is derived from them.
     """
@@ -158,14 +160,15 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
             fail(FN, "inlier_share", "a number in (0, 1] beside an inlier_score", None)
         if wild is not None and self.inlier_score is not None:
             fail(FN, "inlier_score", "none beside wild, which replaces it", "one")
-        wild = None if wild is None else _like("wild", wild, X, 2)
-        strict_inliers = None if strict_inliers is None else _like("strict_inliers", strict_inliers, X, 1)
+        wild = None if wild is None else self._like("wild", wild, X, 2)
+        strict_inliers = None if strict_inliers is None else self._like("strict_inliers", strict_inliers, X, 1)
         self.classes_, target = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             fail(FN, "y", "at least two classes", "one class")
         self._check_labels(self.budget)
         self.wild_inlier_share_ = None  # until it is learned
-        self._mean_inverse = 1.0 if self.inlier_score is None else float((1 / self._inlier_score(X)).mean())
+        self._outlier_cost = float(self.outlier_cost)
+        self._mean_inverse = 1.0 if self.inlier_score is None else self._scale(self._inlier_score(X))
         data = _Data(X, y, target, wild, strict_inliers)
         traffic = self._fit_network(data) if isinstance(self.estimator, nn.Module) else self._fit_estimator(data)
         share = traffic.learned_share
@@ -202,6 +205,11 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
             answers[rules.rejects(self._score(X, outputs), outputs.error, self.threshold_)] = ABSTAIN
         return np.asarray(answers)
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The share answered rightly: an abstention is an error."""
+        right = np.array([a == b for a, b in zip(self.predict(X).tolist(), np.asarray(y).tolist(), strict=True)])
+        return float(np.average(right, weights=sample_weight))
+
     def calibrate(self, X: Any, *, budget: float | None = None) -> float:
         """Sets the threshold anew, from recent unlabelled traffic: its (1 - budget) quantile of S.
 
@@ -233,7 +241,7 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
             ratio = rules.rho_from_score(self._inlier_score(X), self._mean_inverse)
         else:
             ratio = np.zeros(len(X))
-        return rules.scod_score(outputs.error, ratio, self.outlier_cost, self.inlier_share_)
+        return rules.scod_score(outputs.error, ratio, self._outlier_cost, self.inlier_share_)
 
     def _outputs(self, X: npt.NDArray[Any]) -> _Outputs:
         if isinstance(self.estimator_, network.TwoHeads):
@@ -309,9 +317,16 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
         score = np.asarray(self.inlier_score(X), dtype=np.float64)
         if score.shape != (len(X),):
             fail(FN, "inlier_score", f"a result of shape {[len(X)]}", list(score.shape))
-        if not (np.isfinite(score) & (score > 0)).all():
-            fail(FN, "inlier_score", "positive, finite numbers", float(score[~(np.isfinite(score) & (score > 0))][0]))
+        if not (np.isfinite(score) & (score >= 0)).all():
+            bad = score[~(np.isfinite(score) & (score >= 0))][0]
+            fail(FN, "inlier_score", "finite numbers, 0 or above", float(bad))
         return score
+
+    def _scale(self, score: Array) -> float:
+        """Of the inliers' scores."""
+        if not (score > 1e-300).all():
+            fail(FN, "inlier_score", "positive numbers for X, which are inliers", float(score.min()))
+        return float((1 / score).mean())
 
     def _check_parameters(self) -> None:
         for name in ("budget", "outlier_cost"):
@@ -332,6 +347,8 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
             value = getattr(self, name)
             if value is None or (name == "estimator" and isinstance(value, nn.Module)):
                 continue
+            if name == "ratio_estimator" and isinstance(self.estimator, nn.Module):
+                fail(FN, name, "none beside an nn.Module, which has a head for it", type(value).__name__)
             if not hasattr(value, "predict_proba"):
                 fail(FN, name, "a classifier with predict_proba", type(value).__name__, TypeError)
 
@@ -351,6 +368,18 @@ class SelectiveClassifier(ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         return X, y
 
+    def _like(self, name: str, x: Any, inliers: npt.NDArray[Any], least: int) -> npt.NDArray[Any]:
+        """[at least `least`, ...], else as inliers."""
+        columns, known = getattr(x, "columns", None), getattr(self, "feature_names_in_", None)
+        if columns is not None and known is not None and list(columns) != list(known):
+            fail(FN, name, f"the columns of X, {list(known)}", list(columns))
+        x = check_array(_plain(x), **_ANY_RANK, ensure_all_finite=False, ensure_min_samples=0)
+        if x.shape[1:] != inliers.shape[1:] or len(x) < least:
+            fail(FN, name, f"{[f'at least {least}', *inliers.shape[1:]]}", list(x.shape))
+        if not np.isfinite(x).all():
+            fail(FN, name, "finite numbers", "NaN or inf")
+        return np.asarray(x)
+
     def _seen(self, X: Any) -> npt.NDArray[Any]:
         check_is_fitted(self)
         if isinstance(self.estimator_, network.TwoHeads):
@@ -367,13 +396,3 @@ def _share(name: str, value: object) -> float:
 
 def _plain(x: Any) -> Any:
     return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
-
-
-def _like(name: str, x: Any, inliers: npt.NDArray[Any], least: int) -> npt.NDArray[Any]:
-    """[at least `least`, ...], else as inliers."""
-    x = check_array(_plain(x), ensure_2d=False, allow_nd=True, ensure_all_finite=False, ensure_min_samples=0)
-    if x.shape[1:] != inliers.shape[1:] or len(x) < least:
-        fail(FN, name, f"{[f'at least {least}', *inliers.shape[1:]]}", list(x.shape))
-    if not np.isfinite(x).all():
-        fail(FN, name, "finite numbers", "NaN or inf")
-    return np.asarray(x)

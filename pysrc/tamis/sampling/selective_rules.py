@@ -16,6 +16,7 @@ Mask = npt.NDArray[np.bool_]
 
 FLOOR = 1e-6  # of a learned ratio: it estimates something positive
 CAP = 0.95  # of a learned inlier share, which is biased up: from 1 on the ratio would change its sign
+_SMALLEST_SCORE = 1e-200  # a density underflows far out; its inverse, and sums of that, are finite
 _LARGEST_LOGIT = 500.0  # its exponential and sums of those are finite
 
 
@@ -74,10 +75,10 @@ def rho_from_score(score: Array, mean_inverse: float) -> Array:
     """1 / score, rescaled: e is at most 1 and rho is added to it, so the unit counts.
 
     Args:
-        score: [n], positive, larger for inliers: it stands for P_in/P_out (2301.12386, the black-box plug-in, eq. 8).
+        score: [n], 0 or above, larger for inliers: it stands for P_in/P_out (2301.12386, the black-box plug-in, eq. 8).
         mean_inverse: mean of 1 / score over inliers, where a ratio of densities has mean 1.
     """
-    return 1 / (score * mean_inverse)
+    return 1 / np.maximum(score * mean_inverse, _SMALLEST_SCORE)
 
 
 def accept_order(score: Array, *ties: Array) -> Indices:
