@@ -20,5 +20,6 @@ for impl in ("auto", "reference"):
     results.append((loss.detach(), *torch.autograd.grad(loss, student)))
 torch.testing.assert_close(*results)
 assert deviation_stats(student, teacher).agree.dtype == torch.bool
-subprocess.run([sys.executable, "-m", "tamis.cli", "doctor"], check=True, stdout=subprocess.DEVNULL)
+for command in (["doctor"], ["reproduce", "--list"], ["data", "list"]):
+    subprocess.run([sys.executable, "-m", "tamis.cli", *command], check=True, stdout=subprocess.DEVNULL)
 print(f"tamis {tamis.__version__} with torch {torch.__version__} in {tamis.__file__}: right")
