@@ -78,7 +78,7 @@ def test_an_earlier_result_survives_a_failure(measured, monkeypatch, tmp_path):
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.write_text", full)
+        patch.setattr("pathlib.Path.write_bytes", full)
         assert invoke("bench", "--json", str(link)).exit_code == 1
     assert earlier.read_text() == "before"
     assert invoke("bench", "--json", str(link)).exit_code == 0

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,10 +56,6 @@ class Selected(Dataset[tuple[Inputs, Tensor, Tensor]]):
         return self._x.many(self.indices), self.labels, self.weights
 
 
-def _cross_entropy(output: Tensor, label: Tensor) -> Tensor:
-    return F.cross_entropy(output, label, reduction="none")
-
-
 @dataclass(frozen=True)
 class Trainer:
     """Weighted training by SGD: the mean of w * loss over batches drawn from what is picked, w scaled to mean one.
@@ -67,7 +64,7 @@ class Trainer:
         steps: of SGD; the rate falls linearly to zero over them.
         batch_size: examples a step, all where fewer are picked.
         learning_rate, momentum, weight_decay: of torch.optim.SGD.
-        loss: (output, label) to a loss per example.
+        loss: (output, label) to a loss per example; None: cross-entropy.
     """
 
     steps: int = 300
@@ -75,7 +72,7 @@ class Trainer:
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 0.0
-    loss: Callable[[Tensor, Tensor], Tensor] = _cross_entropy
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, model: nn.Module, selected: Selected, seed: int) -> None:
         device = _device(model)
@@ -86,11 +83,12 @@ class Trainer:
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.steps)
         generator = torch.Generator().manual_seed(seed)
+        loss_of = self.loss or partial(F.cross_entropy, reduction="none")
         model.train()
         for at in self._batches(len(label), generator):
             at = at.to(device)
             part = tree_map(lambda t: t[at], x)  # noqa: B023
-            loss = (weight[at] * self.loss(_forward(model, part), label[at])).mean()
+            loss = (weight[at] * loss_of(_forward(model, part), label[at])).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -134,7 +132,7 @@ class IWeS:
         state: a file, made anew after each round. One of another pool's size or labels, start, picks, method, cap or
             seed is refused; that model and training are the same is up to the caller.
         batch_size: examples at a time when the pool is looked at.
-        collate: of examples, for x that torch cannot stack.
+        collate: a list of examples to a batch; None: as a DataLoader does.
 
     Raises:
         ValueError: an empty pool, budgets above it, a model of one class, a `state` of other arguments.
@@ -155,7 +153,7 @@ class IWeS:
         label: Label | None = None,
         state: str | os.PathLike[str] | None = None,
         batch_size: int = 1024,
-        collate: Callable[[list[Any]], Any] = default_collate,
+        collate: Callable[[list[Any]], Any] | None = None,
     ) -> None:
         check_choice(FN, "method", method, tuple(METHODS))
         start, picks, rounds = (
@@ -170,7 +168,7 @@ class IWeS:
             fail(FN, "model", f"a function that makes one: {method} starts two apart", "a Module", TypeError)
         if label is not None and METHODS[method].labels:
             fail(FN, "label", f"none: {method} reads every label", "a function")
-        self._inputs = _Inputs(pool, label is not None, collate)
+        self._inputs = _Inputs(pool, label is not None, collate or default_collate)
         n = len(self._inputs)
         if n == 0:
             fail(FN, "pool", "at least one example", "none")
