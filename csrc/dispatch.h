@@ -3,6 +3,7 @@
 #include <string>
 #include "kernels/distill/cpu.h"
 #include "kernels/sampling/cpu.h"
+#include "kernels/sparse_mlp/cpu.h"
 
 namespace tamis {
 
@@ -10,6 +11,7 @@ struct Kernels {
   const char* isa;
   const DistillKernels& distill;
   const SamplingKernels& sampling;
+  const SparseMlpKernels& sparse_mlp;
 };
 
 const Kernels& kernels();  // the widest that this machine runs, or the environment's TAMIS_ISA

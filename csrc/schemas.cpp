@@ -114,6 +114,9 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   // Philox-4x32-10 with key seed of the counters (id, offset): [n, 4] words of 32 bits.
   m.def("_philox(Tensor ids, SymInt seed, SymInt offset) -> Tensor");
 
+  // sparse_mlp
+  m.def("topk(Tensor x, SymInt k, int dim=-1, bool sorted=True) -> (Tensor values, Tensor indices)");
+
   m.def("_isa() -> str");
   m.def("_use_isa(str isa) -> str");
 }

@@ -21,6 +21,7 @@ PUBLIC = {
     if name.startswith("tamis::") and "::_" not in name
 }
 SCHEMAS = {
+    "topk": "tamis::topk(Tensor x, SymInt k, int dim=-1, bool sorted=True) -> (Tensor values, Tensor indices)",
     "deviation_stats": "tamis::deviation_stats(Tensor student_logits, Tensor teacher_logits, SymInt? vocab_size=None, "
     "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1., "
     "float teacher_logit_scale=1.) -> Tensor[]",

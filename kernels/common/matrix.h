@@ -13,6 +13,10 @@ struct Matrix {
   int64_t classes, stride, group, group_stride;
 };
 
+// Rows begin..end; scratch is the thread's own.
+template <class Op>
+using RowKernel = void (*)(const Op& op, int64_t begin, int64_t end, void* scratch);
+
 struct LogitTransform {  // x -> cap * tanh(scale * x / cap); cap 0: scale * x
   double scale, cap;
 };

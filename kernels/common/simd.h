@@ -17,6 +17,7 @@ typedef float F32 __attribute__((vector_size(kBytes)));
 typedef double F64 __attribute__((vector_size(kBytes)));
 typedef int32_t I32 __attribute__((vector_size(kBytes)));
 typedef uint32_t U32 __attribute__((vector_size(kBytes)));
+typedef int64_t I64 __attribute__((vector_size(kBytes)));
 typedef uint16_t U16 __attribute__((vector_size(kBytes / 2)));
 typedef int8_t I8 __attribute__((vector_size(kBytes / 4)));
 struct BFloat16 {
@@ -79,6 +80,34 @@ inline I32 load_mask(const bool* p) {  // all bits of a lane, or none
   I8 v;
   memcpy(&v, p, sizeof v);
   return __builtin_convertvector(v, I32) != 0;
+}
+
+// One bit a lane; lanes are 0 or -1.
+inline uint64_t bits_of(I32 mask) {
+#if defined(__AVX512DQ__) && TAMIS_LANES == 16
+  return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(__AVX__) && TAMIS_LANES == 8
+  return _mm256_movemask_ps((__m256)mask);
+#elif defined(__SSE2__) && TAMIS_LANES == 4
+  return _mm_movemask_ps((__m128)mask);
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < TAMIS_LANES; ++i) bits |= (uint64_t)(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+inline uint64_t bits_of(I64 mask) {
+#if defined(__AVX512DQ__) && TAMIS_LANES == 16
+  return _mm512_movepi64_mask((__m512i)mask);
+#elif defined(__AVX__) && TAMIS_LANES == 8
+  return _mm256_movemask_pd((__m256d)mask);
+#elif defined(__SSE2__) && TAMIS_LANES == 4
+  return _mm_movemask_pd((__m128d)mask);
+#else
+  uint64_t bits = 0;
+  for (int i = 0; i < TAMIS_LANES / 2; ++i) bits |= (uint64_t)(mask[i] & 1) << i;
+  return bits;
+#endif
 }
 
 // To half precision: to nearest, ties to even.

@@ -39,9 +39,6 @@ struct DisagreementOp {
   void* out;  // Real [rows]
 };
 
-template <class Op>
-using RowKernel = void (*)(const Op& op, int64_t begin, int64_t end, void* scratch);
-
 struct SamplingKernels {                         // rows begin..end
   const RowKernel<SoftmaxStats>* softmax_stats;  // by dtype
   const RowKernel<SoftmaxStatsBackward>* softmax_stats_backward;

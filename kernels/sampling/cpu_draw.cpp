@@ -18,20 +18,6 @@ inline F64 load_wide(const float* p) {
   return __builtin_convertvector(v, F64);
 }
 
-inline uint64_t bits_of(I64 mask) {  // lanes are 0 or -1
-#if defined(__AVX512DQ__) && TAMIS_LANES == 16
-  return _mm512_movepi64_mask((__m512i)mask);
-#elif defined(__AVX__) && TAMIS_LANES == 8
-  return _mm256_movemask_pd((__m256d)mask);
-#elif defined(__SSE2__) && TAMIS_LANES == 4
-  return _mm_movemask_pd((__m128d)mask);
-#else
-  uint64_t bits = 0;
-  for (int i = 0; i < kHalf; ++i) bits |= (uint64_t)(mask[i] & 1) << i;
-  return bits;
-#endif
-}
-
 inline bool all(I64 mask) {
   int64_t m = -1;
   for (int i = 0; i < kHalf; ++i) m &= mask[i];
@@ -135,20 +121,6 @@ bool race(const Population& of, int64_t begin, int64_t end, uint32_t* keys, uint
 
 inline float exposure(float p, float tau) { return p * tau; }
 inline float exposure(double p, float tau) { return (float)(p * tau); }
-
-inline uint64_t bits_of(I32 mask) {
-#if defined(__AVX512DQ__) && TAMIS_LANES == 16
-  return _mm512_movepi32_mask((__m512i)mask);
-#elif defined(__AVX__) && TAMIS_LANES == 8
-  return _mm256_movemask_ps((__m256)mask);
-#elif defined(__SSE2__) && TAMIS_LANES == 4
-  return _mm_movemask_ps((__m128)mask);
-#else
-  uint64_t bits = 0;
-  for (int i = 0; i < kLanes<I32>; ++i) bits |= (uint64_t)(mask[i] & 1) << i;
-  return bits;
-#endif
-}
 
 // Which of n <= 64 keys lie within low..high.
 inline uint64_t within(const uint32_t* keys, int64_t n, uint32_t low, uint32_t high) {

@@ -10,7 +10,6 @@
 namespace tamis::TAMIS_ISA {
 
 typedef uint64_t U64 __attribute__((vector_size(kBytes)));
-typedef int64_t I64 __attribute__((vector_size(kBytes)));
 typedef uint32_t HalfU32 __attribute__((vector_size(kBytes / 2)));
 
 // Of the low halves.

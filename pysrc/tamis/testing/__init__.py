@@ -129,6 +129,10 @@ def _deviation_stats_every_option() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (_logits(0, 2, 3, 9), _logits(1, 2, 3, 8)), options
 
 
+def _topk(**options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (_logits(0, 4, 7).requires_grad_(), 3), options
+
+
 def _softmax_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (_logits(0, 3, 7).requires_grad_(), None, torch.tensor(1.0)), {}
 
@@ -195,6 +199,7 @@ def op_examples() -> dict[str, list[Example]]:
             *(partial(_importance_sample, method, "inclusion") for method in METHODS[:2]),
         ],
         "soft_cross_entropy": [_soft_cross_entropy, partial(_soft_cross_entropy, 3), partial(_soft_cross_entropy, 7)],
+        "topk": [_topk, partial(_topk, dim=0, sorted=False)],
         "topk_distill_loss": [
             *(partial(_topk_distill_loss_every_option, tail) for tail in TAILS),
             *(partial(_topk_distill_loss, "bucket", name) for name in DIVERGENCES[:-1]),

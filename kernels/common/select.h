@@ -1,0 +1,123 @@
+// Exact selection of the k largest: NaN above all numbers, -0 equal to +0, of equals the lowest index. Numbers become
+// unsigned keys in that order.
+#pragma once
+#include "simd.h"
+
+namespace tamis::TAMIS_ISA {
+namespace {
+
+template <class R>
+struct KeyOf {
+  using type = uint32_t;
+};
+template <>
+struct KeyOf<double> {
+  using type = uint64_t;
+};
+template <class R>
+using Key = typename KeyOf<R>::type;
+
+template <class R>
+constexpr Key<R> kSign = Key<R>(1) << (8 * sizeof(R) - 1);
+
+template <class R>
+Key<R> key_of(R x) {
+  const R y = x + R(0);  // -0 becomes +0
+  Key<R> bits;
+  memcpy(&bits, &y, sizeof bits);
+  return x != x ? ~Key<R>(0) : bits ^ (bits & kSign<R> ? ~Key<R>(0) : kSign<R>);
+}
+template <class R>
+R number_of(Key<R> key) {  // NaN also for what lies below -inf or above inf and is no number's key
+  const Key<R> bits = key ^ (key & kSign<R> ? kSign<R> : ~Key<R>(0));
+  R x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// Of n numbers, and 0 up to a whole vector: room for that is the caller's.
+template <class T>
+void keys_of(const T* x, int64_t n, uint32_t* keys) {
+  for (int64_t i = 0; i < n; i += kLanes<F32>) {
+    const F32 some = n - i < kLanes<F32> ? load_tail(x + i, n - i) : load(x + i);
+    const U32 bits = (U32)(some + 0.0f), flip = (U32)((I32)bits >> 31) | 0x80000000;
+    const U32 made = some == some ? bits ^ flip : U32{} - 1;
+    memcpy(keys + i, &made, sizeof made);
+  }
+}
+inline void keys_of(const double* x, int64_t n, uint64_t* keys) {
+  for (int64_t i = 0; i < n; ++i) keys[i] = key_of(x[i]);
+}
+
+constexpr int kBins = 256;
+
+// Who the k largest of some keys are: all above `key`, and the first `equal` of those that are `key`.
+template <class K>
+struct Cut {
+  K key;
+  int64_t equal;
+  bool takes(K k) {  // asked in order, once each
+    const bool same = k == key, taken = (k > key) | (same & (equal > 0));
+    equal -= same;
+    return taken;
+  }
+};
+
+// keys [n]; bins [kBins]. A byte a pass, from the highest bit in which keys differ, until a pass leaves no choice.
+template <class K>
+Cut<K> cut(const K* keys, int64_t n, int64_t k, int64_t* bins) {
+  K differ = 0;
+  for (int64_t i = 1; i < n; ++i) differ |= keys[i] ^ keys[0];
+  if (!differ) return {keys[0], k};
+  int shift = 63 - __builtin_clzll(differ) - 7;
+  K mask = shift + 8 < 8 * int(sizeof(K)) ? ~K(0) << (shift + 8) : 0, prefix = keys[0] & mask;
+  for (bool last = false; !last; shift -= 8) {
+    if (shift <= 0) shift = 0, last = true;
+    memset(bins, 0, kBins * sizeof *bins);
+    for (int64_t i = 0; i < n; ++i)
+      if ((keys[i] & mask) == prefix) ++bins[keys[i] >> shift & 255];
+    int bin = 255;
+    while (bins[bin] < k) k -= bins[bin--];
+    mask |= K(255) << shift, prefix = (prefix & ~(K(255) << shift)) | K(bin) << shift;
+    if (bins[bin] == k) return {prefix, n};  // the whole bin
+  }
+  return {prefix, k};
+}
+
+// keys and indices [n], by index: what the cut takes moves to the front. How many that is.
+template <class K>
+int64_t keep(Cut<K> at, K* keys, int64_t* indices, int64_t n) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    keys[kept] = keys[i], indices[kept] = indices[i];
+    kept += at.takes(keys[i]);
+  }
+  return kept;
+}
+
+// Descending, equals as they were. keys and indices [n] hold the result; other_ the same sizes to work in.
+template <class K>
+void sort_descending(K* keys, int64_t* indices, K* other_keys, int64_t* other_indices, int64_t n, int64_t* bins) {
+  K *from = keys, *to = other_keys;
+  int64_t *from_at = indices, *to_at = other_indices;
+  for (int shift = 0; shift < 8 * int(sizeof(K)); shift += 8) {
+    memset(bins, 0, kBins * sizeof *bins);
+    for (int64_t i = 0; i < n; ++i) ++bins[from[i] >> shift & 255];
+    if (bins[from[0] >> shift & 255] == n) continue;
+    for (int64_t bin = 255, place = 0; bin >= 0; --bin) {
+      const int64_t size = bins[bin];
+      bins[bin] = place, place += size;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t place = bins[from[i] >> shift & 255]++;
+      to[place] = from[i], to_at[place] = from_at[i];
+    }
+    K* const keys_were = from;
+    int64_t* const indices_were = from_at;
+    from = to, to = keys_were, from_at = to_at, to_at = indices_were;
+  }
+  if (from != keys) memcpy(keys, from, n * sizeof *keys), memcpy(indices, from_at, n * sizeof *indices);
+}
+
+}  // namespace
+}  // namespace tamis::TAMIS_ISA

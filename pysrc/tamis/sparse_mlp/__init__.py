@@ -1,0 +1,5 @@
+"""Touch only the neurons that fire."""
+
+from .ops import TopK, topk
+
+__all__ = ["TopK", "topk"]
