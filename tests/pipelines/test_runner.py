@@ -2,8 +2,11 @@
 
 import csv
 import json
+import sys
 from collections import Counter
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -130,14 +133,8 @@ def tiny(monkeypatch):
         tables=lambda settings, results: "A table.",
         plots={"line": lambda axes, results: axes.plot([0, 1])},
     )
-    pipeline_module = type("module", (), {"PIPELINE": pipeline})
     monkeypatch.setitem(runner.MODULES, "tiny", "tiny")
-    found = runner.importlib.import_module
-    monkeypatch.setattr(
-        runner.importlib,
-        "import_module",
-        lambda name: pipeline_module if name == "tamis.pipelines.tiny" else found(name),
-    )
+    monkeypatch.setitem(sys.modules, "tamis.pipelines.tiny", SimpleNamespace(PIPELINE=pipeline))
     return pipeline, computed, stop
 
 
@@ -272,14 +269,18 @@ def test_the_command(tiny, tmp_path, monkeypatch):
     assert copy["mode"] == "full" and copy["seeds"] == [4, 5, 6, 7, 8, 9] and copy["settings"] == {"factor": 3}
 
 
-def test_an_interrupt_says_how_to_go_on(tiny, tmp_path, monkeypatch):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(
+    ("error", "words"), [(KeyboardInterrupt, "interrupted;"), (BrokenProcessPool, "a worker was killed, or crashed;")]
+)
+def test_a_broken_run_says_how_to_go_on(tiny, tmp_path, monkeypatch, error, words):
+    def broken(*arguments):
+        raise error
         yield
 
-    monkeypatch.setattr(runner, "_computed", interrupted)
+    monkeypatch.setattr(runner, "_computed", broken)
     result = invoke("reproduce", "tiny", "--out", str(tmp_path))
     assert result.exit_code == 1
+    assert words in result.output
     assert f"what is done lies in {tmp_path}: the same command goes on from there" in result.output
 
 

@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,9 +92,10 @@ def reproduce(
         except OSError as error:
             progress.stop()
             raise stop(f"tamis.reproduce: --out: expected a folder that can be written, got {error}") from None
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenProcessPool) as error:
             progress.stop()
-            raise stop(f"interrupted; what is done lies in {place}: the same command goes on from there") from None
+            what = "interrupted" if isinstance(error, KeyboardInterrupt) else "a worker was killed, or crashed"
+            raise stop(f"{what}; what is done lies in {place}: the same command goes on from there") from None
     console.print(_claims(run))
     try:
         if json:
