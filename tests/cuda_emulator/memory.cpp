@@ -1,0 +1,190 @@
+// What a kernel reads and writes. g++ -fsanitize=thread puts a call before each access; these are the calls. Each says
+// whether the access is in bounds, aligned, of something that was written, and ordered against those of other threads,
+// by barriers alone: whatever order the threads ran in, a missing barrier shows.
+#include <link.h>
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+#include "runtime.h"
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace emulator {
+namespace {
+
+struct Cell {
+  Moment write, read, other_read;  // two last readers, of different threads
+  bool written, added;             // added: by an atomic
+};
+
+struct Buffer {
+  char* begin;
+  size_t bytes, granule;
+  bool writable, written;
+  std::vector<Cell> cells;
+
+  Buffer(char* begin, size_t bytes, size_t granule, bool writable, bool written)
+      : begin(begin), bytes(bytes), granule(granule), writable(writable), written(written) {
+    forget();
+  }
+  bool holds(const char* p) const { return size_t(p - begin) < bytes; }
+  void forget() { cells.assign(bytes / granule, Cell{{}, {}, {}, written, false}); }
+};
+
+std::vector<std::unique_ptr<Buffer>> buffers;
+std::unique_ptr<Buffer> shared;
+thread_local volatile char anchor = 1;  // makes this module's thread-local memory be there
+
+Buffer* shared_memory() {  // thread-local variables of this library: __shared__ is nothing else
+  if (shared) return shared.get();
+  if (!anchor) abort();
+  struct Found {
+    char* begin = nullptr;
+    size_t bytes = 0;
+  } found;
+  const auto look = [](dl_phdr_info* info, size_t, void* to) {
+    bool mine = false;
+    size_t bytes = 0;
+    for (int i = 0; i < info->dlpi_phnum; ++i) {
+      const auto& h = info->dlpi_phdr[i];
+      const char* const begin = reinterpret_cast<const char*>(info->dlpi_addr + h.p_vaddr);
+      const char* const me = reinterpret_cast<const char*>(&shared_memory);
+      if (h.p_type == PT_LOAD && me >= begin && me < begin + h.p_memsz) mine = true;
+      if (h.p_type == PT_TLS) bytes = h.p_memsz;
+    }
+    if (mine) *static_cast<Found*>(to) = {static_cast<char*>(info->dlpi_tls_data), bytes};
+    return int{mine};
+  };
+  dl_iterate_phdr(look, &found);
+  shared = std::make_unique<Buffer>(found.begin, found.bytes / 4 * 4, 4, true, false);
+  return shared.get();
+}
+
+Buffer* find(const char* p) {
+  if (shared_memory()->holds(p)) return shared.get();
+  for (auto& b : buffers)
+    if (b->holds(p)) return b.get();
+  return nullptr;
+}
+
+bool ordered(const Moment& before, const Moment& now) {
+  constexpr uint32_t kWarp = 32;
+  if (before.block != now.block || before.many_blocks) return before.block < first_block();
+  if (before.thread == now.thread || before.barriers < now.barriers) return true;
+  return before.thread / kWarp == now.thread / kWarp && before.warp_barriers < now.warp_barriers;
+}
+
+[[noreturn]] void fail_at(const Buffer& b, const char* p, const char* what) {
+  if (&b == shared.get()) fail("%s, shared memory", what);
+  fail("%s, element %zu of a buffer of %zu", what, size_t(p - b.begin) / b.granule, b.bytes / b.granule);
+}
+
+}  // namespace
+
+void check_access(const void* address, size_t bytes, Kind kind, bool aligned) {
+  if (!on_fiber()) return;
+  const char* const p = static_cast<const char*>(address);
+  if (on_stack(p) || (p >= reinterpret_cast<char*>(&here) && p < reinterpret_cast<char*>(&here + 1))) return;
+  size_t argument_bytes;
+  const char* const given = argument(&argument_bytes);
+  if (kind == reads && p >= given && p < given + argument_bytes) return;
+  Buffer* const b = find(p);
+  if (!b || !b->holds(p + bytes - 1)) {
+    for (auto& near : buffers)
+      if (p + 256 > near->begin && p < near->begin + near->bytes + 256)
+        fail("%s out of bounds, %zu bytes at byte %ld of a buffer of %zu", kind == reads ? "a read" : "a write", bytes,
+             long(p - near->begin), near->bytes);
+    fail("%s out of bounds, %zu bytes", kind == reads ? "a read" : "a write", bytes);
+  }
+  if (aligned && reinterpret_cast<uintptr_t>(p) % bytes) fail_at(*b, p, "a misaligned access");
+  if (kind != reads && !b->writable) fail_at(*b, p, "a write to an input");
+  const Moment now = moment();
+  for (size_t i = size_t(p - b->begin) / b->granule; i <= size_t(p + bytes - 1 - b->begin) / b->granule; ++i) {
+    Cell& c = b->cells[i];
+    const bool both_add = kind == adds && c.added;
+    if (kind != writes && !c.written) fail_at(*b, p, "a read of what was never written");
+    if (!both_add && !ordered(c.write, now))
+      fail_at(*b, p, kind == reads ? "a race: a read beside another thread's write" : "a race: two threads' writes");
+    if (kind == reads) {
+      if (c.read.thread != now.thread || c.read.block != now.block) c.other_read = c.read;
+      c.read = now;
+    } else {
+      if (!ordered(c.read, now) || !ordered(c.other_read, now))
+        fail_at(*b, p, "a race: a write beside another thread's read");
+      const Moment others = c.write;
+      c.write = now;
+      if (both_add && !ordered(others, now)) {  // nobody's: only a barrier for all orders it
+        c.write.thread = ~0u;
+        c.write.many_blocks = others.block != now.block || others.many_blocks;
+      }
+      c.written = true;
+      c.added = kind == adds;
+    }
+  }
+}
+
+void forget_shared() {
+  Buffer& b = *shared_memory();
+  const char kept = anchor;
+  memset(b.begin, 0xa5, b.bytes);
+  anchor = kept;
+  b.forget();
+}
+
+bool fill(void* to, int value, size_t bytes) {
+  if (!bytes) return true;
+  Buffer* const b = find(static_cast<char*>(to));
+  if (!b || !b->writable || !b->holds(static_cast<char*>(to) + bytes - 1)) return false;
+  memset(to, value, bytes);
+  const size_t first = size_t(static_cast<char*>(to) - b->begin);
+  for (size_t i = first / b->granule; i * b->granule < first + bytes; ++i) b->cells[i].written = true;
+  return true;
+}
+
+namespace {
+void access(const void* p, size_t bytes, Kind kind, bool aligned) {
+  if (!on_fiber() || on_stack(static_cast<const char*>(p))) return;
+  may_switch();
+  check_access(p, bytes, kind, aligned);
+}
+}  // namespace
+}  // namespace emulator
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+// A kernel may touch nothing else. The guards on both sides are the caller's: poisoned where AddressSanitizer looks.
+EXPORT void emulator_buffer(char* begin, size_t bytes, size_t granule, bool writable, bool written, size_t guard) {
+  using namespace emulator;
+#ifdef __SANITIZE_ADDRESS__
+  __asan_poison_memory_region(begin - guard, guard);
+  __asan_poison_memory_region(begin + bytes, guard);
+  __asan_unpoison_memory_region(begin, bytes);
+#else
+  (void)guard;
+#endif
+  buffers.push_back(std::make_unique<Buffer>(begin, bytes, granule, writable, written));
+}
+EXPORT void emulator_forget_buffers(size_t guard) {
+#ifdef __SANITIZE_ADDRESS__
+  for (auto& b : emulator::buffers) __asan_unpoison_memory_region(b->begin - guard, b->bytes + 2 * guard);
+#else
+  (void)guard;
+#endif
+  emulator::buffers.clear();
+}
+
+#define CALLS(n)                                                                                        \
+  extern "C" void __tsan_read##n(void* p) { emulator::access(p, n, emulator::reads, true); }            \
+  extern "C" void __tsan_write##n(void* p) { emulator::access(p, n, emulator::writes, true); }          \
+  extern "C" void __tsan_unaligned_read##n(void* p) { emulator::access(p, n, emulator::reads, false); } \
+  extern "C" void __tsan_unaligned_write##n(void* p) { emulator::access(p, n, emulator::writes, false); }
+CALLS(1) CALLS(2) CALLS(4) CALLS(8) CALLS(16) extern "C" void __tsan_read_range(void* p, size_t n) {
+  emulator::access(p, n, emulator::reads, false);
+}
+extern "C" void __tsan_write_range(void* p, size_t n) { emulator::access(p, n, emulator::writes, false); }
+extern "C" void __tsan_func_entry(void*) {}
+extern "C" void __tsan_func_exit() {}
+extern "C" void __tsan_init() {}
