@@ -10,12 +10,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 COMPILER = os.environ.get("CXX", "g++")
-COMMON = ["-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
+COMMON = ["-std=c++17", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-array-bounds"]
 SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # Of a driver, and of the emulator itself. -fsanitize=thread: the calls that memory.cpp answers; no sanitizer's library.
 MODES = {
-    "checked": (["-O1", "-fsanitize=thread", "-fno-tree-sra"], ["-O2"]),
+    "checked": (["-O1", "-fsanitize=thread,bounds", "-fno-tree-sra"], ["-O2"]),
     "plain": (["-O1"], ["-O2"]),
     "sanitized": (["-O1", *SANITIZED], ["-O1", "-fsanitize=address"]),
 }
@@ -68,7 +68,7 @@ def _run(made: Path, arguments: list[str]) -> None:
     partial = made.with_name(f"{made.name}.{os.getpid()}")
     done = subprocess.run([COMPILER, *arguments, "-o", str(partial)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{COMPILER} {' '.join(arguments)}:\n{done.stderr}")
+        raise RuntimeError(f"{COMPILER} {' '.join(arguments)}:\n{done.stderr[:3000]}")
     partial.replace(made)
 
 

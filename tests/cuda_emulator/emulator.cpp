@@ -171,9 +171,8 @@ void block_barrier(Site site) {
   wait_or_go();
 }
 
-unsigned lane() { return index_of(running) % kWarp; }
-
-const uint64_t* warp_exchange(Site site, unsigned mask, uint64_t given, bool orders_memory) {
+namespace {
+void meet(Site site, unsigned mask, uint64_t given, bool orders_memory) {
   const uint32_t w = index_of(running) / kWarp, first = w * kWarp;
   if (mask != ~0u || threads.size() % kWarp) fail("%s:%d: expected whole warps", site.file, site.line);
   Warp& warp = warps[w];
@@ -190,7 +189,15 @@ const uint64_t* warp_exchange(Site site, unsigned mask, uint64_t given, bool ord
     wake(first, kWarp);
   }
   wait_or_go();
-  return warp.taken;
+}
+}  // namespace
+
+void warp_barrier(Site site, unsigned mask) { meet(site, mask, 0, true); }
+uint64_t shuffle_up(Site site, unsigned mask, uint64_t bits, unsigned delta) {
+  if (delta >= kWarp) fail("%s:%d: a shuffle by %u lanes", site.file, site.line, delta);
+  meet(site, mask, bits, false);
+  const uint32_t lane = index_of(running) % kWarp;
+  return lane < delta ? bits : warps[index_of(running) / kWarp].taken[lane - delta];
 }
 
 namespace {

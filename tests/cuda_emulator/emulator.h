@@ -30,9 +30,9 @@ bool launch(Dim grid, Dim block, void (*call)(void*), void* argument, size_t arg
 bool fill(void* to, int value, size_t bytes);
 
 void block_barrier(Site site);
-// What each lane gave. Whole warps only. Orders memory where it is a __syncwarp: a shuffle does not.
-const uint64_t* warp_exchange(Site site, unsigned mask, uint64_t given, bool orders_memory);
-unsigned lane();
+// Of whole warps. A shuffle does not order memory, a barrier does.
+void warp_barrier(Site site, unsigned mask);
+uint64_t shuffle_up(Site site, unsigned mask, uint64_t bits, unsigned delta);
 
 unsigned atomic_add(unsigned* to, unsigned x);
 unsigned long long atomic_add(unsigned long long* to, unsigned long long x);

@@ -1,6 +1,8 @@
 """Calls a driver's functions on numpy arrays that lie between guards."""
 
 import ctypes
+import shutil
+import subprocess
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -48,6 +50,7 @@ class Library:
     def load(cls, path: Path) -> "Library":
         library = ctypes.CDLL(str(path))
         library.emulator_error.restype = ctypes.c_char_p
+        library.emulator_error_address.restype = ctypes.c_uint64
         return cls(library)
 
     def run(self, function: str, *arguments: Memory | int | None, seed: int = 0) -> None:
@@ -61,9 +64,18 @@ class Library:
         code = getattr(self.library, function)(*map(_argument, arguments))
         self.library.emulator_forget_buffers(c(GUARD))
         if code:
-            raise KernelError(self.library.emulator_error().decode() or f"error {code}")
+            raise KernelError((self.library.emulator_error().decode() or f"error {code}") + self.place())
         if not all(m.guards_hold() for m in memories):
             raise KernelError("a guard was written over")
+
+    def place(self) -> str:
+        """Where in the source the access stands that failed."""
+        at = self.library.emulator_error_address()
+        if not at or not shutil.which("addr2line"):
+            return ""
+        command = ["addr2line", "-e", self.library._name, "-i", "-s", hex(at - 1)]
+        lines = subprocess.run(command, capture_output=True, text=True).stdout.split()
+        return " at " + ", from ".join(line for line in lines if ":" in line and "?" not in line)
 
 
 def _argument(a: Memory | int | None) -> Any:

@@ -34,6 +34,8 @@ struct Buffer {
   void forget() { cells.assign(bytes / granule, Cell{{}, {}, {}, written, false}); }
 };
 
+bool watched;             // the driver was compiled with the calls
+const void* last_access;  // where in the code
 std::vector<std::unique_ptr<Buffer>> buffers;
 std::unique_ptr<Buffer> shared;
 thread_local volatile char anchor = 1;  // makes this module's thread-local memory be there
@@ -85,7 +87,7 @@ bool ordered(const Moment& before, const Moment& now) {
 }  // namespace
 
 void check_access(const void* address, size_t bytes, Kind kind, bool aligned) {
-  if (!on_fiber()) return;
+  if (!on_fiber() || !watched) return;
   const char* const p = static_cast<const char*>(address);
   if (on_stack(p) || (p >= reinterpret_cast<char*>(&here) && p < reinterpret_cast<char*>(&here + 1))) return;
   size_t argument_bytes;
@@ -145,10 +147,12 @@ bool fill(void* to, int value, size_t bytes) {
 }
 
 namespace {
-void access(const void* p, size_t bytes, Kind kind, bool aligned) {
+void access(const void* p, size_t bytes, Kind kind, bool aligned, const void* caller) {
   if (!on_fiber() || on_stack(static_cast<const char*>(p))) return;
   may_switch();
+  last_access = caller;
   check_access(p, bytes, kind, aligned);
+  last_access = nullptr;
 }
 }  // namespace
 }  // namespace emulator
@@ -175,16 +179,45 @@ EXPORT void emulator_forget_buffers(size_t guard) {
 #endif
   emulator::buffers.clear();
 }
-
-#define CALLS(n)                                                                                        \
-  extern "C" void __tsan_read##n(void* p) { emulator::access(p, n, emulator::reads, true); }            \
-  extern "C" void __tsan_write##n(void* p) { emulator::access(p, n, emulator::writes, true); }          \
-  extern "C" void __tsan_unaligned_read##n(void* p) { emulator::access(p, n, emulator::reads, false); } \
-  extern "C" void __tsan_unaligned_write##n(void* p) { emulator::access(p, n, emulator::writes, false); }
-CALLS(1) CALLS(2) CALLS(4) CALLS(8) CALLS(16) extern "C" void __tsan_read_range(void* p, size_t n) {
-  emulator::access(p, n, emulator::reads, false);
+// Of the access that failed: an address in the library, for addr2line. 0: it was none.
+EXPORT uint64_t emulator_error_address() {
+  const auto look = [](dl_phdr_info* info, size_t, void* to) {
+    const uint64_t at = *static_cast<uint64_t*>(to), base = info->dlpi_addr;
+    for (int i = 0; i < info->dlpi_phnum; ++i)
+      if (info->dlpi_phdr[i].p_type == PT_LOAD && at - base - info->dlpi_phdr[i].p_vaddr < info->dlpi_phdr[i].p_memsz)
+        return *static_cast<uint64_t*>(to) = at - base, 1;
+    return 0;
+  };
+  uint64_t at = reinterpret_cast<uint64_t>(emulator::last_access);
+  if (at) dl_iterate_phdr(look, &at);
+  emulator::last_access = nullptr;
+  return at;
 }
-extern "C" void __tsan_write_range(void* p, size_t n) { emulator::access(p, n, emulator::writes, false); }
+
+#define CALLS(n)                                                                  \
+  extern "C" void __tsan_read##n(void* p) {                                       \
+    emulator::access(p, n, emulator::reads, true, __builtin_return_address(0));   \
+  }                                                                               \
+  extern "C" void __tsan_write##n(void* p) {                                      \
+    emulator::access(p, n, emulator::writes, true, __builtin_return_address(0));  \
+  }                                                                               \
+  extern "C" void __tsan_unaligned_read##n(void* p) {                             \
+    emulator::access(p, n, emulator::reads, false, __builtin_return_address(0));  \
+  }                                                                               \
+  extern "C" void __tsan_unaligned_write##n(void* p) {                            \
+    emulator::access(p, n, emulator::writes, false, __builtin_return_address(0)); \
+  }
+CALLS(1) CALLS(2) CALLS(4) CALLS(8) CALLS(16) extern "C" void __tsan_read_range(void* p, size_t n) {
+  emulator::access(p, n, emulator::reads, false, __builtin_return_address(0));
+}
+extern "C" void __tsan_write_range(void* p, size_t n) {
+  emulator::access(p, n, emulator::writes, false, __builtin_return_address(0));
+}
 extern "C" void __tsan_func_entry(void*) {}
 extern "C" void __tsan_func_exit() {}
-extern "C" void __tsan_init() {}
+extern "C" void __tsan_init() { emulator::watched = true; }
+
+// -fsanitize=bounds: the index of an array whose length the compiler knows, as in shared memory.
+extern "C" void __ubsan_handle_out_of_bounds(void*, uintptr_t index) {
+  if (emulator::on_fiber()) emulator::fail("an array's end passed, index %ld", long(index));
+}

@@ -29,7 +29,7 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 inline void __syncthreads(emulator::Site site = emulator::Site()) { emulator::block_barrier(site); }
 inline void __syncwarp(unsigned mask = ~0u, emulator::Site site = emulator::Site()) {
-  emulator::warp_exchange(site, mask, 0, true);
+  emulator::warp_barrier(site, mask);
 }
 
 template <class T>
@@ -37,8 +37,8 @@ T __shfl_up_sync(unsigned mask, T x, unsigned delta, emulator::Site site = emula
   static_assert(sizeof(T) <= sizeof(uint64_t));
   uint64_t bits = 0;
   memcpy(&bits, &x, sizeof(T));
-  const uint64_t* const of_lane = emulator::warp_exchange(site, mask, bits, false);
-  if (emulator::lane() >= delta) memcpy(&x, &of_lane[emulator::lane() - delta], sizeof(T));
+  bits = emulator::shuffle_up(site, mask, bits, delta);
+  memcpy(&x, &bits, sizeof(T));
   return x;
 }
 
