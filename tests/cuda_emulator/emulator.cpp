@@ -1,11 +1,13 @@
 // The scheduler: blocks in random order, and at every point where threads meet or may be seen, a random thread goes on.
 #include "emulator.h"
 #include <sys/mman.h>
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <numeric>
 #include <vector>
+#include "export.h"
 #include "fiber.h"
 #include "runtime.h"
 
@@ -44,6 +46,7 @@ uint32_t blocks, launch_begins = 1;
 uint64_t state = 1;
 unsigned patience;  // accesses that pass without a switch, on average
 char message[512];
+std::vector<const void*> launched;
 struct {
   void (*run)(void*);
   void* argument;
@@ -131,8 +134,9 @@ bool run_block() {
 
 }  // namespace
 
-bool launch(Dim grid, Dim block, void (*run)(void*), void* argument, size_t bytes) {
+bool launch(const void* kernel, Dim grid, Dim block, void (*run)(void*), void* argument, size_t bytes) {
   message[0] = 0;
+  if (std::find(launched.begin(), launched.end(), kernel) == launched.end()) launched.push_back(kernel);
   if (!grid.count() || !block.count() || block.count() > kMostThreads || grid.y > 65535 || grid.z > 65535) {
     snprintf(message, sizeof message, "a grid of %u x %u x %u blocks of %zu threads", grid.x, grid.y, grid.z,
              block.count());
@@ -247,7 +251,9 @@ const char* argument(size_t* bytes) {
 
 }  // namespace emulator
 
-extern "C" __attribute__((visibility("default"))) void emulator_seed(uint64_t seed) {
-  emulator::state = seed * 0x9e3779b97f4a7c15 | 1;
+EXPORT void emulator_seed(uint64_t seed) { emulator::state = seed * 0x9e3779b97f4a7c15 | 1; }
+EXPORT const char* emulator_error() { return emulator::message; }
+// Of the kernels that ran so far: an address in the library, 0 after the last.
+EXPORT uint64_t emulator_launched(size_t i) {
+  return i < emulator::launched.size() ? emulator::in_library(emulator::launched[i]) : 0;
 }
-extern "C" __attribute__((visibility("default"))) const char* emulator_error() { return emulator::message; }

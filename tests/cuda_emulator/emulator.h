@@ -26,7 +26,7 @@ struct Site {  // a place in the source
 };
 
 // One fiber a thread runs call(argument). False where the launch failed; emulator_error() says why.
-bool launch(Dim grid, Dim block, void (*call)(void*), void* argument, size_t argument_bytes);
+bool launch(const void* kernel, Dim grid, Dim block, void (*call)(void*), void* argument, size_t argument_bytes);
 bool fill(void* to, int value, size_t bytes);
 
 void block_barrier(Site site);

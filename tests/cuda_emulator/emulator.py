@@ -1,7 +1,7 @@
 """Calls a driver's functions on numpy arrays that lie between guards."""
 
 import ctypes
-import shutil
+import re
 import subprocess
 from dataclasses import dataclass
 from functools import cache
@@ -50,7 +50,7 @@ class Library:
     def load(cls, path: Path) -> "Library":
         library = ctypes.CDLL(str(path))
         library.emulator_error.restype = ctypes.c_char_p
-        library.emulator_error_address.restype = ctypes.c_uint64
+        library.emulator_error_address.restype = library.emulator_launched.restype = ctypes.c_uint64
         return cls(library)
 
     def run(self, function: str, *arguments: Memory | int | None, seed: int = 0) -> None:
@@ -68,14 +68,31 @@ class Library:
         if not all(m.guards_hold() for m in memories):
             raise KernelError("a guard was written over")
 
+    def number(self, function: str, *arguments: int) -> int:
+        """What a function on the host answers."""
+        call = getattr(self.library, function)
+        call.restype = ctypes.c_int64
+        return int(call(*map(ctypes.c_int64, arguments)))
+
     def place(self) -> str:
         """Where in the source the access stands that failed."""
         at = self.library.emulator_error_address()
-        if not at or not shutil.which("addr2line"):
+        if not at:
             return ""
-        command = ["addr2line", "-e", self.library._name, "-i", "-s", hex(at - 1)]
-        lines = subprocess.run(command, capture_output=True, text=True).stdout.split()
-        return " at " + ", from ".join(line for line in lines if ":" in line and "?" not in line)
+        lines = [line for line in self.addr2line("-i", "-s", hex(at - 1)) if ":" in line and "?" not in line]
+        return " at " + ", from ".join(lines)
+
+    def launched(self) -> set[str]:
+        """Names of the kernels that ran."""
+        addresses = []
+        while at := self.library.emulator_launched(ctypes.c_size_t(len(addresses))):
+            addresses.append(hex(at))
+        names = "\n".join(self.addr2line("-f", "-C", *addresses))
+        return set(re.findall(r"(\w+_kernel)\b", names))
+
+    def addr2line(self, *arguments: str) -> list[str]:
+        command = ["addr2line", "-e", self.library._name, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 def _argument(a: Memory | int | None) -> Any:

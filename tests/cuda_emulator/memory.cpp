@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <vector>
+#include "export.h"
 #include "runtime.h"
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -18,20 +19,20 @@ namespace {
 struct Cell {
   Moment write, read, other_read;  // two last readers, of different threads
   bool written, added;             // added: by an atomic
+  uint32_t owner;                  // of shared memory: the block that all this is of
 };
 
 struct Buffer {
   char* begin;
   size_t bytes, granule;
-  bool writable, written;
+  bool writable;
   std::vector<Cell> cells;
 
   Buffer(char* begin, size_t bytes, size_t granule, bool writable, bool written)
-      : begin(begin), bytes(bytes), granule(granule), writable(writable), written(written) {
-    forget();
+      : begin(begin), bytes(bytes), granule(granule), writable(writable) {
+    cells.assign(bytes / granule, Cell{{}, {}, {}, written, false, 0});
   }
   bool holds(const char* p) const { return size_t(p - begin) < bytes; }
-  void forget() { cells.assign(bytes / granule, Cell{{}, {}, {}, written, false}); }
 };
 
 bool watched;             // the driver was compiled with the calls
@@ -40,28 +41,37 @@ std::vector<std::unique_ptr<Buffer>> buffers;
 std::unique_ptr<Buffer> shared;
 thread_local volatile char anchor = 1;  // makes this module's thread-local memory be there
 
-Buffer* shared_memory() {  // thread-local variables of this library: __shared__ is nothing else
-  if (shared) return shared.get();
+struct Module {  // this library, where it is loaded
+  char* base;
+  char* thread_local_memory;
+  size_t thread_local_bytes;
+};
+
+Module module() {
   if (!anchor) abort();
-  struct Found {
-    char* begin = nullptr;
-    size_t bytes = 0;
-  } found;
+  Module found{};
   const auto look = [](dl_phdr_info* info, size_t, void* to) {
     bool mine = false;
     size_t bytes = 0;
+    char* const base = reinterpret_cast<char*>(info->dlpi_addr);
     for (int i = 0; i < info->dlpi_phnum; ++i) {
       const auto& h = info->dlpi_phdr[i];
-      const char* const begin = reinterpret_cast<const char*>(info->dlpi_addr + h.p_vaddr);
-      const char* const me = reinterpret_cast<const char*>(&shared_memory);
-      if (h.p_type == PT_LOAD && me >= begin && me < begin + h.p_memsz) mine = true;
+      const size_t me = size_t(reinterpret_cast<char*>(&module) - base);
+      if (h.p_type == PT_LOAD && me - h.p_vaddr < h.p_memsz) mine = true;
       if (h.p_type == PT_TLS) bytes = h.p_memsz;
     }
-    if (mine) *static_cast<Found*>(to) = {static_cast<char*>(info->dlpi_tls_data), bytes};
+    if (mine) *static_cast<Module*>(to) = {base, static_cast<char*>(info->dlpi_tls_data), bytes};
     return int{mine};
   };
   dl_iterate_phdr(look, &found);
-  shared = std::make_unique<Buffer>(found.begin, found.bytes / 4 * 4, 4, true, false);
+  return found;
+}
+
+Buffer* shared_memory() {  // the library's thread-local variables: __shared__ is nothing else
+  if (!shared) {
+    const Module m = module();
+    shared = std::make_unique<Buffer>(m.thread_local_memory, m.thread_local_bytes / 2 * 2, 2, true, false);
+  }
   return shared.get();
 }
 
@@ -86,6 +96,8 @@ bool ordered(const Moment& before, const Moment& now) {
 
 }  // namespace
 
+uint64_t in_library(const void* code) { return code ? uint64_t(static_cast<const char*>(code) - module().base) : 0; }
+
 void check_access(const void* address, size_t bytes, Kind kind, bool aligned) {
   if (!on_fiber() || !watched) return;
   const char* const p = static_cast<const char*>(address);
@@ -106,6 +118,7 @@ void check_access(const void* address, size_t bytes, Kind kind, bool aligned) {
   const Moment now = moment();
   for (size_t i = size_t(p - b->begin) / b->granule; i <= size_t(p + bytes - 1 - b->begin) / b->granule; ++i) {
     Cell& c = b->cells[i];
+    if (b == shared.get() && c.owner != now.block) c = Cell{{}, {}, {}, false, false, now.block};
     const bool both_add = kind == adds && c.added;
     if (kind != writes && !c.written) fail_at(*b, p, "a read of what was never written");
     if (!both_add && !ordered(c.write, now))
@@ -132,8 +145,7 @@ void forget_shared() {
   Buffer& b = *shared_memory();
   const char kept = anchor;
   memset(b.begin, 0xa5, b.bytes);
-  anchor = kept;
-  b.forget();
+  anchor = kept;  // the cells are forgotten as they are met
 }
 
 bool fill(void* to, int value, size_t bytes) {
@@ -157,8 +169,6 @@ void access(const void* p, size_t bytes, Kind kind, bool aligned, const void* ca
 }  // namespace
 }  // namespace emulator
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
-
 // A kernel may touch nothing else. The guards on both sides are the caller's: poisoned where AddressSanitizer looks.
 EXPORT void emulator_buffer(char* begin, size_t bytes, size_t granule, bool writable, bool written, size_t guard) {
   using namespace emulator;
@@ -179,20 +189,8 @@ EXPORT void emulator_forget_buffers(size_t guard) {
 #endif
   emulator::buffers.clear();
 }
-// Of the access that failed: an address in the library, for addr2line. 0: it was none.
-EXPORT uint64_t emulator_error_address() {
-  const auto look = [](dl_phdr_info* info, size_t, void* to) {
-    const uint64_t at = *static_cast<uint64_t*>(to), base = info->dlpi_addr;
-    for (int i = 0; i < info->dlpi_phnum; ++i)
-      if (info->dlpi_phdr[i].p_type == PT_LOAD && at - base - info->dlpi_phdr[i].p_vaddr < info->dlpi_phdr[i].p_memsz)
-        return *static_cast<uint64_t*>(to) = at - base, 1;
-    return 0;
-  };
-  uint64_t at = reinterpret_cast<uint64_t>(emulator::last_access);
-  if (at) dl_iterate_phdr(look, &at);
-  emulator::last_access = nullptr;
-  return at;
-}
+// Of the access that failed. 0: it was none.
+EXPORT uint64_t emulator_error_address() { return emulator::in_library(emulator::last_access); }
 
 #define CALLS(n)                                                                  \
   extern "C" void __tsan_read##n(void* p) {                                       \

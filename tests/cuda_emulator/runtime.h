@@ -22,6 +22,8 @@ uint32_t first_block();  // of this launch
 void may_switch();       // now and then, as the seed has it
 const char* argument(size_t* bytes);
 
+uint64_t in_library(const void* code);  // what addr2line asks for
+
 enum Kind { reads, writes, adds };
 void check_access(const void* p, size_t bytes, Kind kind, bool aligned);
 void forget_shared();  // a block begins: nothing in shared memory is of use

@@ -64,8 +64,10 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   Call call(kernel, std::tuple<P...>(arguments...));
   const auto thread = [](void* p) { std::apply(static_cast<Call*>(p)->first, static_cast<Call*>(p)->second); };
   if (config->dynamicSmemBytes) return cudaErrorInvalidValue;  // no kernel uses it
-  return emulator::launch(config->gridDim, config->blockDim, thread, &call, sizeof(call)) ? cudaSuccess
-                                                                                          : cudaErrorLaunchFailure;
+  const void* const name = reinterpret_cast<const void*>(kernel);
+  return emulator::launch(name, config->gridDim, config->blockDim, thread, &call, sizeof(call))
+             ? cudaSuccess
+             : cudaErrorLaunchFailure;
 }
 
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
