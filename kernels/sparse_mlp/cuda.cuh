@@ -158,31 +158,32 @@ __global__ void __launch_bounds__(kThreads) topk_sort_kernel(Bits* values,      
   __shared__ Bits keys[kSortMost];
   values += int64_t{blockIdx.x} * k;
   indices += int64_t{blockIdx.x} * k;
-  Bits value[kOwn], key[kOwn];
+  Bits value[kOwn];
   int64_t index[kOwn];
-  int before[kOwn] = {};
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     const int at = threadIdx.x + i * kThreads;
     if (at < k) {
       value[i] = values[at];
       index[i] = indices[at];
-      keys[at] = key[i] = key_of<Format>(value[i]);
+      keys[at] = key_of<Format>(value[i]);
     }
   }
   __syncthreads();
-  for (int j = 0; j < k; ++j)
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int at = threadIdx.x + i * kThreads;
-      before[i] += keys[j] > key[i] || (keys[j] == key[i] && j < at);
+  for (int i = 0; i < kOwn; ++i) {
+    const int at = threadIdx.x + i * kThreads;
+    if (at < k) {
+      const Bits own = keys[at];
+      int before = 0;
+      for (int j = 0; j < k; ++j) {
+        const Bits other = keys[j];
+        before += other > own || (other == own && j < at);
+      }
+      values[before] = value[i];
+      indices[before] = index[i];
     }
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i)
-    if (int(threadIdx.x) + i * kThreads < k) {
-      values[before[i]] = value[i];
-      indices[before[i]] = index[i];
-    }
+  }
 }
 
 }  // namespace tamis::cuda

@@ -146,7 +146,7 @@ bool launch(const void* kernel, Dim grid, Dim block, void (*run)(void*), void* a
   call = {run, argument, bytes};
   here.block_dim = block;
   here.grid_dim = grid;
-  patience = 1u << random(12);
+  patience = 8u << random(9);
   std::vector<size_t> order(grid.count());
   std::iota(order.begin(), order.end(), size_t{0});
   for (size_t left = order.size(); left; --left) {
