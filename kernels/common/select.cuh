@@ -177,7 +177,7 @@ __device__ inline bool pick(const Count* bins, int pass, Threshold<Bits>& thresh
   const Picked picked = scratch.picked;
   const int low = low_bit<Bits>(pass);
   threshold.prefix |= Bits(Bits(picked.digit) << low);
-  threshold.mask = Bits(~Bits{0} << low);
+  threshold.mask = Bits(Bits(~Bits{0}) << low);
   threshold.greater = picked.greater;
   threshold.equal = picked.equal;
   return picked.whole;

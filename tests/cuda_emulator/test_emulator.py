@@ -155,6 +155,8 @@ def test_the_sanitizers_catch(kernel, message):
 
 
 def test_the_kernels_under_the_sanitizers():
-    done = sanitized("-m", "pytest", "-p", "no:cacheprovider", "tests/cuda_emulator/test_kernels.py", "-k", "not every")
+    done = sanitized(
+        "-m", "pytest", "-p", "no:cacheprovider", "-s", "tests/cuda_emulator/test_kernels.py", "-k", "not every"
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert " passed" in done.stdout
