@@ -12,6 +12,7 @@ ROOT = HERE.parents[1]
 COMPILER = os.environ.get("CXX", "g++")
 COMMON = ["-std=c++17", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-array-bounds"]
+TREE = ("csrc/*.cu", "csrc/*.h", "kernels/**/*.cuh", "kernels/**/*.h")  # what a driver is made of
 SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # Of a driver, and of the emulator itself. -fsanitize=thread: the calls that memory.cpp answers; no sanitizer's library.
 MODES = {
@@ -21,28 +22,44 @@ MODES = {
 }
 
 
-def sources(root: Path) -> list[Path]:
+def sources() -> list[Path]:
     """All that a library can depend on."""
-    found = [
-        *root.glob("csrc/*.cu"),
-        *root.glob("csrc/*.h"),
-        *root.glob("kernels/**/*.cuh"),
-        *root.glob("kernels/**/*.h"),
-    ]
+    found = [file for pattern in TREE for file in ROOT.glob(pattern)]
     return sorted([*found, *HERE.rglob("*.h"), *HERE.rglob("*.cpp"), Path(__file__)])
 
 
-def library(driver: str, mode: str, root: Path = ROOT) -> Path:
+def library(driver: str, mode: str) -> Path:
     """drivers/<driver>.cpp as a library; built once for what it is made of."""
     digest = hashlib.sha256(repr((driver, mode, COMPILER)).encode())
-    for file in sources(root):
+    for file in sources():
         digest.update(file.name.encode() + file.read_bytes())
     made = _folder() / f"{driver}-{mode}-{digest.hexdigest()[:16]}.so"
     if not made.exists():
-        runtime = [runtime_object(name, mode) for name in ("emulator", "memory")]
-        flags = [*COMMON, *WARNINGS, *MODES[mode][0], f"-I{HERE}/include", f"-I{HERE}", f"-I{root}"]
-        _compile(made, [*flags, str(HERE / "drivers" / f"{driver}.cpp")], runtime, mode)
+        compile_library(driver, mode, ROOT, made)
     return made
+
+
+def compile_library(driver: str, mode: str, root: Path, made: Path) -> None:
+    """The same of a tree at `root` that has csrc and kernels."""
+    flags = [*COMMON, *WARNINGS, *MODES[mode][0], *includes(root), str(HERE / "drivers" / f"{driver}.cpp")]
+    # Linked apart: the linker would take -fsanitize=thread for a wish for that sanitizer's own library.
+    compiled = made.with_suffix(f".{os.getpid()}.o")
+    _run(compiled, [*flags, "-c"])
+    runtime = [str(runtime_object(name, mode)) for name in ("emulator", "memory")]
+    _run(made, [str(compiled), *runtime, "-shared", *(SANITIZED if mode == "sanitized" else [])])
+    compiled.unlink()
+
+
+def includes(root: Path) -> list[str]:
+    return [f"-I{HERE}/include", f"-I{HERE}", f"-I{root}"]
+
+
+def headers(driver: str) -> list[Path]:
+    """What it is made of that lies under kernels/."""
+    command = [COMPILER, "-std=c++17", "-MM", *includes(ROOT), str(HERE / "drivers" / f"{driver}.cpp")]
+    rule = subprocess.run(command, check=True, capture_output=True, text=True).stdout.replace("\\\n", " ")
+    files = {Path(word).resolve() for word in rule.split()[1:]}
+    return sorted(file for file in files if file.is_relative_to(ROOT / "kernels"))
 
 
 def runtime_object(name: str, mode: str) -> Path:
@@ -53,15 +70,6 @@ def runtime_object(name: str, mode: str) -> Path:
     if not made.exists():
         _run(made, [*COMMON, *WARNINGS, *MODES[mode][1], "-c", str(HERE / f"{name}.cpp")])
     return made
-
-
-def _compile(made: Path, flags: list[str], runtime: list[Path], mode: str) -> None:
-    link = [*map(str, runtime), "-shared", *(SANITIZED if mode == "sanitized" else [])]
-    # -fsanitize=thread as the linker sees it would bring the sanitizer's own library
-    compiled = made.with_suffix(f".{os.getpid()}.o")
-    _run(compiled, [*flags, "-c"])
-    _run(made, [str(compiled), *link])
-    compiled.unlink()
 
 
 def _run(made: Path, arguments: list[str]) -> None:

@@ -23,6 +23,7 @@ class Family:
 
     driver: str
     cases: st.SearchStrategy[Case]
+    edges: list[Case]  # by name
     check: Callable[[Library, Case], None]
 
     def library(self, mode: str = "checked") -> Library:
@@ -147,12 +148,6 @@ def check_topk(lib: Library, case: Case) -> None:
     np.testing.assert_array_equal(sorted_values.array, np.take_along_axis(bits, order, axis=1))
 
 
-FAMILIES = {
-    "scale_rows": Family("distill", scale_rows_cases(), check_scale_rows),
-    "topk": Family("sparse_mlp", topk_cases(), check_topk),
-}
-
-
 def topk_case(**changed: Any) -> Case:
     usual = {"form": FORMATS[0], "rows": 2, "n": 100, "k": 7, "gap": 0, "offset": 0, "chunks": 1}
     return usual | {"spread": "ties", "specials": True, "sort_most": 2048, "seed": 1} | changed
@@ -161,3 +156,35 @@ def topk_case(**changed: Any) -> Case:
 def scale_rows_case(**changed: Any) -> Case:
     usual = {"form": FORMATS[0], "rows": 3, "classes": 77, "offset": 0, "out_offset": 0, "per_row": True}
     return usual | {"ones": False, "grid": None, "seed": 1} | changed
+
+
+def scale_rows_edges() -> list[Case]:
+    found = []
+    for form in FORMATS:
+        lanes = 16 // np.dtype(form.bits).itemsize
+        for offset in range(lanes):  # every head, every tail, and both in one vector
+            found += [
+                scale_rows_case(form=form, offset=offset, out_offset=offset, classes=classes, grid=(1, 1, 32), rows=1)
+                for classes in range(1, 3 * lanes + 1)
+            ]
+    ones = [scale_rows_case(ones=True, out_offset=out) for out in (None, 0)]
+    return [*ones, scale_rows_case(out_offset=1), scale_rows_case(grid=(2, 2, 32), classes=1030), *found]
+
+
+def topk_edges() -> list[Case]:
+    found = [topk_case(rows=1, n=2500, k=2048), topk_case(n=9000, k=2049, chunks=2)]
+    for form in FORMATS:
+        tile = 512 * 16 // np.dtype(form.bits).itemsize
+        for chunks in (1, 3):
+            found += [topk_case(form=form, n=n, k=k, chunks=chunks) for n, k in ((1, 1), (3 * tile, 5), (9, 9))]
+            found += [
+                topk_case(form=form, n=n, k=40, offset=offset, gap=offset, chunks=chunks, spread=spread)
+                for offset, n, spread in ((1, 70, "normal"), (3, 64, "one"), (7, 5000, "narrow"), (5, 4091, "steps"))
+            ]
+    return found
+
+
+FAMILIES = {
+    "scale_rows": Family("distill", scale_rows_cases(), scale_rows_edges(), check_scale_rows),
+    "topk": Family("sparse_mlp", topk_cases(), topk_edges(), check_topk),
+}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from cuda_emulator.build import ROOT
 from cuda_emulator.emulator import KernelError, Memory, given
-from cuda_emulator.families import FAMILIES, scale_rows_case, topk_case
+from cuda_emulator.families import FAMILIES, topk_case
 from cuda_emulator.formats import FORMATS
 from hypothesis import given as drawn
 from hypothesis import settings
@@ -30,31 +30,11 @@ def test_family(family):
     check()
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-def test_scale_rows_edges(form):
-    scale = FAMILIES["scale_rows"]
-    lanes = 16 // np.dtype(form.bits).itemsize
-    for offset in range(lanes):  # every head, every tail, and both together
-        for classes in range(1, 3 * lanes + 1):
-            scale.check(
-                scale.library(MODE), scale_rows_case(form=form, offset=offset, out_offset=offset, classes=classes)
-            )
-
-
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-@pytest.mark.parametrize("chunks", [1, 3])
-def test_topk_edges(form, chunks):
-    topk = FAMILIES["topk"]
-    lib = topk.library(MODE)
-    for n, k in ((1, 1), (9000, 1), (9000, 9000), (9000, 2049)):
-        topk.check(lib, topk_case(form=form, n=n, k=k, chunks=chunks))
-    for offset in range(9):
-        topk.check(lib, topk_case(form=form, n=70, k=33, offset=offset, gap=offset, chunks=chunks))
-
-
-def test_the_most_that_is_sorted():
-    topk = FAMILIES["topk"]
-    topk.check(topk.library(MODE), topk_case(rows=1, n=2500, k=2048))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_edges(family):
+    kernels = FAMILIES[family]
+    for case in kernels.edges:
+        kernels.check(kernels.library(MODE), case)
 
 
 def test_topk_of_a_row_that_its_launch_cuts():
