@@ -98,14 +98,16 @@ cudaError_t launch_topk(Dtype dtype, const void* x, int64_t rows, int64_t n, int
   });
 }
 
-cudaError_t launch_topk_sort(Dtype dtype, void* values, int64_t* indices, int64_t rows, int64_t k,
-                             cudaStream_t stream) {
+cudaError_t launch_topk_sort(Dtype dtype, const void* values, const int64_t* indices, int64_t rows, int64_t k,
+                             void* sorted_values, int64_t* sorted_indices, cudaStream_t stream) {
   if (rows > INT32_MAX || k > kTopkSortMost) return cudaErrorInvalidValue;
   if (rows == 0 || k == 0) return cudaSuccess;
   return with_format(dtype, [&](auto type) {
     using Format = typename decltype(type)::type;
+    using Bits = typename Format::Bits;
     return launch(cuda::topk_sort_kernel<Format>, dim3(static_cast<unsigned>(rows)), cuda::kThreads, stream,
-                  static_cast<typename Format::Bits*>(values), indices, static_cast<int>(k));
+                  static_cast<const Bits*>(values), indices, static_cast<int>(k), static_cast<Bits*>(sorted_values),
+                  sorted_indices);
   });
 }
 

@@ -19,8 +19,9 @@ int64_t topk_workspace_bytes(Dtype dtype, int64_t rows, int64_t chunks);
 cudaError_t launch_topk(Dtype dtype, const void* x, int64_t rows, int64_t n, int64_t stride, int64_t k, void* values,
                         int64_t* indices, int64_t chunks, void* workspace, cudaStream_t stream);
 
-// Sorts them in place: descending, ties by lowest index. k at most kTopkSortMost; a stable descending sort of the
-// values does the same for more.
-cudaError_t launch_topk_sort(Dtype dtype, void* values, int64_t* indices, int64_t rows, int64_t k, cudaStream_t stream);
+// The same, descending, ties by lowest index. k at most kTopkSortMost; a stable descending sort of the values does it
+// for more.
+cudaError_t launch_topk_sort(Dtype dtype, const void* values, const int64_t* indices, int64_t rows, int64_t k,
+                             void* sorted_values, int64_t* sorted_indices, cudaStream_t stream);
 
 }  // namespace tamis

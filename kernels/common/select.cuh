@@ -48,6 +48,7 @@ template <class Bits>
 struct Threshold {
   Bits prefix = 0, mask = 0;        // bits of the k-th key, and which of them are known
   uint64_t greater = 0, equal = 0;  // of the k largest: above it, and at it
+  bool whole = false;               // all that are at it are chosen: no more digits are needed
 
   __device__ bool above(Bits key) const { return (key & mask) > prefix; }
   __device__ bool at(Bits key) const { return (key & mask) == prefix; }
@@ -158,9 +159,9 @@ struct PickScratch {
   Picked picked;
 };
 
-// One digit more of the threshold, from its bins. True where nothing is left to decide: all that share it are chosen.
+// One digit more of the threshold, from its bins.
 template <class Bits, class Count>
-__device__ inline bool pick(const Count* bins, int pass, Threshold<Bits>& threshold, PickScratch& scratch) {
+__device__ inline void pick(const Count* bins, int pass, Threshold<Bits>& threshold, PickScratch& scratch) {
   const int top = kBins - 1 - int(threadIdx.x) * kOwnBins;
   uint64_t count[kOwnBins], own = 0;
 #pragma unroll
@@ -180,7 +181,7 @@ __device__ inline bool pick(const Count* bins, int pass, Threshold<Bits>& thresh
   threshold.mask = Bits(Bits(~Bits{0}) << low);
   threshold.greater = picked.greater;
   threshold.equal = picked.equal;
-  return picked.whole;
+  threshold.whole = picked.whole;
 }
 
 }  // namespace tamis::cuda

@@ -54,25 +54,25 @@ __global__ void __launch_bounds__(kThreads) topk_row_kernel(const Bits* x,  // [
   const Row<Bits> row(x + r * stride, n);
   Threshold<Bits> threshold;
   threshold.equal = k;
-  for (int pass = 0; pass < kPasses<Bits>; ++pass) {
+  for (int pass = 0; pass < kPasses<Bits> && !threshold.whole; ++pass) {  // equivalent: all share the last digit
     clear(bins);
     __syncthreads();
     count_digits<Format>(row, 0, row.tiles(), pass, threshold, bins);
     __syncthreads();
-    if (pick(bins, pass, threshold, scratch)) break;
+    pick(bins, pass, threshold, scratch);
   }
   write_chosen<Format>(row, 0, row.tiles(), threshold, 0, 0, values + r * k, indices + r * k, of_warp);
 }
 
 // Several blocks a row: blockIdx.x says which tiles, blockIdx.y which row. The launch before has left its counts.
 
-// The threshold by the first `passes` digits; done: it is final.
 template <class Bits>
-__device__ inline bool threshold_of(const unsigned long long* bins, int passes, Threshold<Bits>& threshold,
-                                    PickScratch& scratch) {
-  for (int pass = 0; pass < passes; ++pass)
-    if (pick(bins + pass * kBins, pass, threshold, scratch)) return true;
-  return false;
+__device__ inline Threshold<Bits> threshold_of(const unsigned long long* bins, int passes, int64_t k,
+                                               PickScratch& scratch) {
+  Threshold<Bits> threshold;
+  threshold.equal = k;
+  for (int pass = 0; pass < passes && !threshold.whole; ++pass) pick(bins + pass * kBins, pass, threshold, scratch);
+  return threshold;
 }
 
 template <class Format, class Bits = typename Format::Bits>
@@ -84,9 +84,8 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ PickScratch scratch;
   const int64_t r = blockIdx.y, first = blockIdx.x * chunk_tiles;
   unsigned long long* const row_bins = all_bins + r * kPasses<Bits> * kBins;
-  Threshold<Bits> threshold;
-  threshold.equal = k;
-  if (threshold_of(row_bins, pass, threshold, scratch)) return;
+  const Threshold<Bits> threshold = threshold_of<Bits>(row_bins, pass, k, scratch);
+  if (threshold.whole) return;  // equivalent: counts that nobody reads
   clear(bins);
   __syncthreads();
   count_digits<Format>(Row<Bits>(x + r * stride, n), first, first + chunk_tiles, pass, threshold, bins);
@@ -94,7 +93,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kOwnBins; ++i) {
     const int bin = threadIdx.x + i * kThreads;
-    if (bins[bin]) atomicAdd(&row_bins[pass * kBins + bin], static_cast<unsigned long long>(bins[bin]));
+    const unsigned long long count = bins[bin];
+    if (count) atomicAdd(&row_bins[pass * kBins + bin], count);  // equivalent: adds nothing
   }
 }
 
@@ -106,9 +106,7 @@ __global__ void __launch_bounds__(kThreads)
                       uint64_t* counts) {                  // [rows, chunks, 2]: above the threshold, and at it
   __shared__ PickScratch scratch;
   const int64_t r = blockIdx.y, first = blockIdx.x * chunk_tiles;
-  Threshold<Bits> threshold;
-  threshold.equal = k;
-  threshold_of(all_bins + r * kPasses<Bits> * kBins, kPasses<Bits>, threshold, scratch);
+  const Threshold<Bits> threshold = threshold_of<Bits>(all_bins + r * kPasses<Bits> * kBins, kPasses<Bits>, k, scratch);
   uint64_t above = 0, at = 0;
   for_each_tile(Row<Bits>(x + r * stride, n), first, first + chunk_tiles, [&](const Slice<Bits>& s) {
 #pragma unroll
@@ -135,9 +133,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ unsigned of_warp[kWarps];
   __shared__ PickScratch scratch;
   const int64_t r = blockIdx.y, first = blockIdx.x * chunk_tiles;
-  Threshold<Bits> threshold;
-  threshold.equal = k;
-  threshold_of(all_bins + r * kPasses<Bits> * kBins, kPasses<Bits>, threshold, scratch);
+  const Threshold<Bits> threshold = threshold_of<Bits>(all_bins + r * kPasses<Bits> * kBins, kPasses<Bits>, k, scratch);
   uint64_t above = 0, at = 0;
   for (unsigned chunk = threadIdx.x; chunk < blockIdx.x; chunk += kThreads) {
     above += counts[(r * gridDim.x + chunk) * 2];
@@ -149,40 +145,24 @@ __global__ void __launch_bounds__(kThreads)
                        indices + r * k, of_warp);
 }
 
-// What topk chose, descending, in place: each finds how many come before it. One block a row; k at most kSortMost.
+// What topk chose, descending: each finds how many come before it. One block a row; k at most kSortMost, since the work
+// is quadratic.
 template <class Format, class Bits = typename Format::Bits>
-__global__ void __launch_bounds__(kThreads) topk_sort_kernel(Bits* values,      // [rows, k]
-                                                             int64_t* indices,  // [rows, k], ascending
-                                                             int k) {
-  constexpr int kOwn = kSortMost / kThreads;
+__global__ void __launch_bounds__(kThreads) topk_sort_kernel(const Bits* values,      // [rows, k]
+                                                             const int64_t* indices,  // [rows, k], ascending
+                                                             int k,
+                                                             Bits* sorted_values,        // [rows, k]
+                                                             int64_t* sorted_indices) {  // [rows, k]
   __shared__ Bits keys[kSortMost];
-  values += int64_t{blockIdx.x} * k;
-  indices += int64_t{blockIdx.x} * k;
-  Bits value[kOwn];
-  int64_t index[kOwn];
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int at = threadIdx.x + i * kThreads;
-    if (at < k) {
-      value[i] = values[at];
-      index[i] = indices[at];
-      keys[at] = key_of<Format>(value[i]);
-    }
-  }
+  const int64_t row = int64_t{blockIdx.x} * k;
+  for (int i = threadIdx.x; i < k; i += kThreads) keys[i] = key_of<Format>(values[row + i]);
   __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kOwn; ++i) {
-    const int at = threadIdx.x + i * kThreads;
-    if (at < k) {
-      const Bits own = keys[at];
-      int before = 0;
-      for (int j = 0; j < k; ++j) {
-        const Bits other = keys[j];
-        before += other > own || (other == own && j < at);
-      }
-      values[before] = value[i];
-      indices[before] = index[i];
-    }
+  for (int i = threadIdx.x; i < k; i += kThreads) {
+    const Bits own = keys[i];
+    int before = 0;
+    for (int j = 0; j < k; ++j) before += keys[j] > own || (keys[j] == own && j < i);
+    sorted_values[row + before] = values[row + i];
+    sorted_indices[row + before] = indices[row + i];
   }
 }
 

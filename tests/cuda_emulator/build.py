@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -90,5 +89,11 @@ def _folder() -> Path:
     return folder
 
 
-def have_compiler() -> bool:
-    return shutil.which(COMPILER) is not None
+def sanitizer_environment() -> dict[str, str] | None:
+    """For a Python that loads a sanitized library."""
+    find = [COMPILER, "-print-file-name=libasan.so"]
+    preload = subprocess.run(find, check=True, capture_output=True, text=True).stdout.strip()
+    if not Path(preload).is_absolute():
+        return None
+    found = {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(ROOT / "tests")}
+    return os.environ | found

@@ -9,6 +9,7 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,17 +31,32 @@ SECONDS = 60  # then it hangs
 MOST_EQUIVALENT = 0.05
 
 
-def notices(driver: str, root: Path) -> str:
-    """By what the suite notices the tree at `root`; empty where it does not."""
-    made = root / f"{driver}.so"
+def notices(driver: str, root: Path) -> bool:
+    """Whether the suite notices the tree at `root`: the checked build first, then the sanitizers."""
+    for mode, run in (("checked", _in_a_child), ("sanitized", _sanitized)):
+        made = root / f"{driver}-{mode}.so"
+        try:
+            compile_library(driver, mode, root, made)
+        except RuntimeError:
+            return True
+        if run(driver, made):
+            return True
+    return False
+
+
+def _sanitized(driver: str, made: Path) -> bool:
+    environment = sanitizer_environment()
+    program = "import sys; from pathlib import Path; from cuda_emulator.mutate import suite; "
+    command = [sys.executable, "-c", program + "suite(sys.argv[1], Path(sys.argv[2]), 10)", driver, str(made)]
     try:
-        compile_library(driver, "checked", root, made)
-    except RuntimeError:
-        return "compiler"
-    return _in_a_child(lambda: _suite(driver, made))
+        return environment is not None and bool(
+            subprocess.run(command, env=environment, capture_output=True, timeout=SECONDS).returncode
+        )
+    except subprocess.TimeoutExpired:
+        return True
 
 
-def _suite(driver: str, made: Path) -> None:
+def suite(driver: str, made: Path, examples: int = EXAMPLES) -> None:
     warnings.simplefilter("ignore")
     lib = Library.load(made)
     for kernels in FAMILIES.values():
@@ -49,7 +65,7 @@ def _suite(driver: str, made: Path) -> None:
         for case in kernels.edges:
             kernels.check(lib, case)
 
-        @settings(max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+        @settings(max_examples=examples, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
         @drawn(case=kernels.cases)
         def check(check_case: Callable[..., None], case: object) -> None:
             check_case(lib, case)
@@ -57,7 +73,7 @@ def _suite(driver: str, made: Path) -> None:
         check(kernels.check)
 
 
-def _in_a_child(task: Callable[[], None]) -> str:
+def _in_a_child(driver: str, made: Path) -> bool:
     """A mutant may crash, or hang."""
     sys.stdout.flush()
     child = os.fork()
@@ -65,14 +81,11 @@ def _in_a_child(task: Callable[[], None]) -> str:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         signal.alarm(SECONDS)
         try:
-            task()
+            suite(driver, made)
         except BaseException:
             os._exit(1)
         os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        return "time" if os.WTERMSIG(status) == signal.SIGALRM else "crash"
-    return "test" if os.WEXITSTATUS(status) else ""
+    return os.waitpid(child, 0)[1] != 0
 
 
 def survives(mutant: Mutant, drivers: list[str]) -> bool:
@@ -87,12 +100,14 @@ def survives(mutant: Mutant, drivers: list[str]) -> bool:
         return not any(notices(driver, root) for driver in drivers)
 
 
-def run(only: str = "", every: int = 1, tell: Callable[[str], None] = print) -> list[str]:
-    """What is wrong, a line each. `every`: one place of so many, and no judgement of the marks."""
+def run(only: str = "", every: int = 1, marked: bool = True, tell: Callable[[str], object] = print) -> list[str]:
+    """What is wrong, a line each. `every`: one place of so many; `marked`: also places that are marked. The marks
+    themselves are judged in a whole run."""
     used = {driver: headers(driver) for driver in sorted({kernels.driver for kernels in FAMILIES.values()})}
     places = [m for file in sorted((ROOT / "kernels").rglob("*.cuh")) for m in mutants(file) if only in str(file)]
+    chosen = [m for m in places[::every] if marked or not m.marked]
     wrong, counts, needed = [], Counter(), set()
-    for mutant in places[::every]:
+    for mutant in chosen:
         begun = time.monotonic()
         drivers = [driver for driver, files in used.items() if mutant.file in files]
         verdict = "killed" if not survives(mutant, drivers) else "equivalent" if mutant.marked else "SURVIVED"
@@ -103,7 +118,7 @@ def run(only: str = "", every: int = 1, tell: Callable[[str], None] = print) -> 
             wrong.append(f"survived: {mutant}")
         tell(f"{verdict:10} {time.monotonic() - begun:5.1f} s  {mutant}")
     tell(f"{sum(counts.values())} of {len(places)} places: " + ", ".join(f"{n} {v}" for v, n in sorted(counts.items())))
-    if every == 1:
+    if len(chosen) == len(places):
         needless = {(m.file, m.line) for m in places if m.marked} - needed
         wrong += [f"a mark that no mutant needs: {file.name}:{line}" for file, line in sorted(needless)]
         if counts["equivalent"] > MOST_EQUIVALENT * len(places):

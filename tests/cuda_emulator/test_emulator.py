@@ -1,14 +1,12 @@
 """The emulator itself: kernels that are wrong in one way each are caught, and their right twins pass."""
 
 import ctypes
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_emulator.build import COMPILER, ROOT, library
+from cuda_emulator.build import ROOT, library, sanitizer_environment
 from cuda_emulator.emulator import KernelError, Library, Memory, given
 from cuda_emulator.formats import FORMATS
 
@@ -120,19 +118,12 @@ def test_roundings(name, form):
 
 
 def sanitized(*command):
-    preload = subprocess.run([COMPILER, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    if not Path(preload).is_absolute():
+    environment = sanitizer_environment()
+    if environment is None:
         pytest.skip("the compiler has no AddressSanitizer")
-    changed = {
-        "LD_PRELOAD": preload,
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "TAMIS_EMULATOR_MODE": "sanitized",
-        "TAMIS_EMULATOR_EXAMPLES": "25",
-        "PYTHONPATH": str(ROOT / "tests"),
-    }
-    return subprocess.run(
-        [sys.executable, *command], env=os.environ | changed, cwd=ROOT, capture_output=True, text=True
-    )
+    chosen = {"TAMIS_EMULATOR_MODE": "sanitized", "TAMIS_EMULATOR_EXAMPLES": "25"}
+    run = [sys.executable, *command]
+    return subprocess.run(run, env=environment | chosen, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,9 @@ def test_launches_refuse_what_no_grid_can_do():
             lib.run("topk", 0, x, rows, n, n, k, values, indices, chunks, None)
     for rows, k in ((1, 2049), (2**31, 1)):
         with pytest.raises(KernelError, match="error 1$"):
-            lib.run("topk_sort", 0, values, indices, rows, k)
+            lib.run("topk_sort", 0, values, indices, rows, k, values, indices)
     lib.run("topk", 0, x, 0, 4, 4, 1, values, indices, 1, None)
-    lib.run("topk_sort", 0, values, indices, 0, 1)
+    lib.run("topk_sort", 0, values, indices, 0, 1, values, indices)
 
 
 def kernels_in_the_sources():

@@ -11,6 +11,7 @@ EXPORT int topk(int64_t dtype, const void* x, int64_t rows, int64_t n, int64_t s
                 int64_t* indices, int64_t chunks, void* workspace) {
   return tamis::launch_topk(tamis::Dtype(dtype), x, rows, n, stride, k, values, indices, chunks, workspace, nullptr);
 }
-EXPORT int topk_sort(int64_t dtype, void* values, int64_t* indices, int64_t rows, int64_t k) {
-  return tamis::launch_topk_sort(tamis::Dtype(dtype), values, indices, rows, k, nullptr);
+EXPORT int topk_sort(int64_t dtype, const void* values, const int64_t* indices, int64_t rows, int64_t k,
+                     void* sorted_values, int64_t* sorted_indices) {
+  return tamis::launch_topk_sort(tamis::Dtype(dtype), values, indices, rows, k, sorted_values, sorted_indices, nullptr);
 }
