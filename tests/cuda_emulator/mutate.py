@@ -15,13 +15,13 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hypothesis import Phase, settings
 from hypothesis import given as drawn
 
-from .build import ROOT, TREE, compile_library, headers
+from .build import ROOT, TREE, compile_library, headers, sanitizer_environment
 from .emulator import Library
 from .families import FAMILIES
 from .mutants import Mutant, mutants
@@ -31,17 +31,17 @@ SECONDS = 60  # then it hangs
 MOST_EQUIVALENT = 0.05
 
 
-def notices(driver: str, root: Path) -> bool:
-    """Whether the suite notices the tree at `root`: the checked build first, then the sanitizers."""
+def notices(driver: str, root: Path) -> str:
+    """What notices the tree at `root`, if anything: the compiler, the checked build, then the sanitizers."""
     for mode, run in (("checked", _in_a_child), ("sanitized", _sanitized)):
         made = root / f"{driver}-{mode}.so"
         try:
             compile_library(driver, mode, root, made)
         except RuntimeError:
-            return True
+            return "compiler"
         if run(driver, made):
-            return True
-    return False
+            return mode
+    return ""
 
 
 def _sanitized(driver: str, made: Path) -> bool:
@@ -88,7 +88,7 @@ def _in_a_child(driver: str, made: Path) -> bool:
     return os.waitpid(child, 0)[1] != 0
 
 
-def survives(mutant: Mutant, drivers: list[str]) -> bool:
+def noticed(mutant: Mutant | None, drivers: Iterable[str]) -> str:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for pattern in TREE:
@@ -96,8 +96,9 @@ def survives(mutant: Mutant, drivers: list[str]) -> bool:
                 copy = root / file.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
-        (root / mutant.file.relative_to(ROOT)).write_text(mutant.text())
-        return not any(notices(driver, root) for driver in drivers)
+        if mutant:
+            (root / mutant.file.relative_to(ROOT)).write_text(mutant.text())
+        return next(filter(None, (notices(driver, root) for driver in drivers)), "")
 
 
 def run(only: str = "", every: int = 1, marked: bool = True, tell: Callable[[str], object] = print) -> list[str]:
@@ -106,17 +107,20 @@ def run(only: str = "", every: int = 1, marked: bool = True, tell: Callable[[str
     used = {driver: headers(driver) for driver in sorted({kernels.driver for kernels in FAMILIES.values()})}
     places = [m for file in sorted((ROOT / "kernels").rglob("*.cuh")) for m in mutants(file) if only in str(file)]
     chosen = [m for m in places[::every] if marked or not m.marked]
+    if noticed(None, used):
+        return ["the sources fail as they are"]
     wrong, counts, needed = [], Counter(), set()
     for mutant in chosen:
         begun = time.monotonic()
         drivers = [driver for driver, files in used.items() if mutant.file in files]
-        verdict = "killed" if not survives(mutant, drivers) else "equivalent" if mutant.marked else "SURVIVED"
+        by = noticed(mutant, drivers)
+        verdict = f"killed by {by}" if by else "equivalent" if mutant.marked else "SURVIVED"
         counts[verdict] += 1
         if verdict == "equivalent":
             needed.add((mutant.file, mutant.line))
         if verdict == "SURVIVED":
             wrong.append(f"survived: {mutant}")
-        tell(f"{verdict:10} {time.monotonic() - begun:5.1f} s  {mutant}")
+        tell(f"{verdict:19} {time.monotonic() - begun:5.1f} s  {mutant}")
     tell(f"{sum(counts.values())} of {len(places)} places: " + ", ".join(f"{n} {v}" for v, n in sorted(counts.items())))
     if len(chosen) == len(places):
         needless = {(m.file, m.line) for m in places if m.marked} - needed
