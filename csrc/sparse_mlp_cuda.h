@@ -20,7 +20,7 @@ cudaError_t launch_topk(Dtype dtype, const void* x, int64_t rows, int64_t n, int
                         int64_t* indices, int64_t chunks, void* workspace, cudaStream_t stream);
 
 // The same, descending, ties by lowest index. k at most kTopkSortMost; a stable descending sort of the values does it
-// for more.
+// for more. sorted_* lie elsewhere than what they are made of.
 cudaError_t launch_topk_sort(Dtype dtype, const void* values, const int64_t* indices, int64_t rows, int64_t k,
                              void* sorted_values, int64_t* sorted_indices, cudaStream_t stream);
 
