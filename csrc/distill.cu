@@ -1,11 +1,13 @@
 // Launches of the distill family's CUDA kernels. No torch header: seconds to compile, not a minute.
 #include "kernels/distill/cuda.cuh"
 #include "distill_cuda.h"
+#include "launch.h"
 
 namespace tamis {
 namespace {
 
-constexpr int64_t kThreads = 256, kMaxGridY = 65535;
+constexpr unsigned kThreads = 256;
+constexpr int64_t kMaxGridY = 65535;
 
 template <class T>
 cudaError_t scale_rows(const void* gradient, const void* grad, const void* factor, void* out, int64_t rows,
@@ -15,12 +17,9 @@ cudaError_t scale_rows(const void* gradient, const void* grad, const void* facto
   int64_t blocks = (classes + per_block - 1) / per_block;
   if (blocks > INT32_MAX) blocks = INT32_MAX;
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(rows < kMaxGridY ? rows : kMaxGridY));
-  const T* x = static_cast<const T*>(gradient);
-  const cuda::Real<T>*g = static_cast<const cuda::Real<T>*>(grad), *f = static_cast<const cuda::Real<T>*>(factor);
-  T* y = static_cast<T*>(out);
-  void* arguments[] = {&x, &g, &f, &y, &rows, &classes, &grad_step};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(&cuda::scale_rows_kernel<T>), grid, dim3(kThreads), arguments,
-                          0, stream);
+  return launch(cuda::scale_rows_kernel<T>, grid, kThreads, stream, static_cast<const T*>(gradient),
+                static_cast<const cuda::Real<T>*>(grad), static_cast<const cuda::Real<T>*>(factor),
+                static_cast<T*>(out), rows, classes, grad_step);
 }
 
 }  // namespace

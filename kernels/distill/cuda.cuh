@@ -49,7 +49,7 @@ __global__ void scale_rows_kernel(const T* gradient,      // [rows, classes]
     // Both reach a multiple of 128 bits after the same `head` elements, or neither is read as vectors.
     const int64_t past = reinterpret_cast<uintptr_t>(x) % sizeof(Vector<T>) / sizeof(T);
     const bool together = reinterpret_cast<uintptr_t>(y) % sizeof(Vector<T>) / sizeof(T) == past;
-    const int64_t head = !together ? classes : past ? (kVector - past < classes ? kVector - past : classes) : 0;
+    const int64_t head = !together ? classes : past ? min(kVector - past, classes) : 0;
     const int64_t vectors = (classes - head) / kVector, tail = head + vectors * kVector;
     const int64_t thread = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, threads = gridDim.x * int64_t{blockDim.x};
     for (int64_t i = thread; i < vectors; i += threads) {

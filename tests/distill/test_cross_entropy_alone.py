@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import INF, loss_and_gradient, pair
+from helpers import INF, loss_and_gradient, pair
 from tamis.distill import reference
 
 

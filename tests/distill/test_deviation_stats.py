@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import assert_as_good_as_torch, models
+from helpers import assert_as_good_as_torch, models
 from hypothesis import given
 from tamis.distill import deviation_stats, distill_loss
 

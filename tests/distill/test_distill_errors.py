@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import INF, NAN, pair
+from helpers import INF, NAN, pair
 from tamis.distill import DistillationLoss, distill_loss, reference
 
 WIDE = torch.ones(2, dtype=torch.float64)

@@ -7,7 +7,7 @@ import pytest
 import tamis
 import torch
 import torch.nn.functional as F
-from conftest import DIVERGENCES, assert_as_good_as_torch, loss_and_gradient, models, pair
+from helpers import DIVERGENCES, assert_as_good_as_torch, loss_and_gradient, models, pair
 from hypothesis import given
 from tamis.distill import DistillationLoss, distill_loss, reference
 from torch.utils._python_dispatch import TorchDispatchMode

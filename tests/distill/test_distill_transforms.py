@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import loss_and_gradient, pair
+from helpers import loss_and_gradient, pair
 from tamis.distill import distill_loss
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import DIVERGENCES, INF, loss_and_gradient, named, pair
+from helpers import DIVERGENCES, INF, loss_and_gradient, named, pair
 from tamis.distill import distill_loss
 
 pytestmark = pytest.mark.parametrize("chosen", DIVERGENCES, ids=named)

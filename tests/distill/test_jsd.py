@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import loss_and_gradient, pair
+from helpers import loss_and_gradient, pair
 
 
 def test_probabilities_below_normal_numbers(isa):

@@ -2,7 +2,7 @@ import pytest
 import tamis
 import torch
 import torch.nn.functional as F
-from conftest import DIVERGENCES, named
+from helpers import DIVERGENCES, named
 from tamis.distill import distill_loss, linear_cross_entropy, linear_distill_loss
 from torch.utils._python_dispatch import TorchDispatchMode
 

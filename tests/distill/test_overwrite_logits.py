@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
-from conftest import loss_and_gradient, pair
+from helpers import loss_and_gradient, pair
 from tamis.distill import DistillationLoss, distill_loss
 
 

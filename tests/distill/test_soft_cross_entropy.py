@@ -3,7 +3,7 @@ import pytest
 import tamis
 import torch
 import torch.nn.functional as F
-from conftest import INF, NAN, assert_as_good_as_torch, models
+from helpers import INF, NAN, assert_as_good_as_torch, models
 from hypothesis import given
 from tamis.distill import reference_topk as reference
 from tamis.distill import soft_cross_entropy

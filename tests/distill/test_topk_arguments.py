@@ -4,7 +4,7 @@ import pytest
 import tamis
 import torch
 import torch.autograd.forward_ad as fwAD
-from conftest import pair
+from helpers import pair
 from tamis.distill import reference_topk, topk_distill_loss
 
 INDICES = torch.tensor([[0, 2], [1, 3]])

@@ -3,8 +3,8 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
-from conftest import DIVERGENCES, INF, NAN, assert_as_good_as_torch, models, named, pair
-from conftest import loss_and_gradient as dense_loss_and_gradient
+from helpers import DIVERGENCES, INF, NAN, assert_as_good_as_torch, models, named, pair
+from helpers import loss_and_gradient as dense_loss_and_gradient
 from hypothesis import given
 from tamis.distill import reference, reference_topk, topk_distill_loss
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from conftest import INF, NAN, assert_as_good_as_torch, models
+from helpers import INF, NAN, assert_as_good_as_torch, models
 from hypothesis import given
 from tamis.sampling import disagreement
 

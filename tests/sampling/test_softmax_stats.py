@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import INF, NAN, SIZES, assert_as_good_as_torch, logits
+from helpers import INF, NAN, SIZES, assert_as_good_as_torch, logits
 from hypothesis import given
 from tamis.sampling import SoftmaxStats, importance_sample, softmax_stats
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import INF, NAN
+from helpers import INF, NAN
 from tamis.sampling import softmax_stats
 
 FIELDS = ("logsumexp", "entropy", "max_prob", "nll")

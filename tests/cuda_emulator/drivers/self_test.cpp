@@ -1,0 +1,173 @@
+// Kernels that are wrong on purpose, each in one way, and beside each the right one: `broken` chooses.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include "export.h"
+
+namespace {
+
+constexpr unsigned kThreads = 64;
+
+template <class... P, class... A>
+int launch(void (*kernel)(P...), unsigned blocks, A... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(kThreads);
+  return cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
+}
+
+// Turns each block's kThreads numbers round.
+__global__ void reverse_kernel(const int* x, int* y, bool broken) {
+  __shared__ int memory[kThreads];
+  const unsigned t = threadIdx.x, first = blockIdx.x * kThreads;
+  memory[t] = x[first + t];
+  if (!broken) __syncthreads();
+  y[first + t] = memory[kThreads - 1 - t];
+}
+
+// The same memory twice: without the second barrier, written while others still read.
+__global__ void reuse_kernel(const int* x, int* y, bool broken) {
+  __shared__ int memory[kThreads];
+  const unsigned t = threadIdx.x;
+  for (int turn = 0; turn < 2; ++turn) {
+    memory[t] = x[turn * kThreads + t];
+    __syncthreads();
+    y[turn * kThreads + t] = memory[(t + 1) % kThreads];
+    if (!broken) __syncthreads();
+  }
+}
+
+// A warp's own memory: __syncwarp is enough, a shuffle is not.
+__global__ void warp_kernel(const int* x, int* y, bool broken) {
+  __shared__ int memory[kThreads];
+  const unsigned t = threadIdx.x;
+  memory[t] = x[t];
+  if (broken) {
+    (void)__shfl_up_sync(~0u, 0, 1);
+  } else {
+    __syncwarp();
+  }
+  y[t] = memory[t ^ 31];
+}
+
+__global__ void divergent_barrier_kernel(int* y, bool broken) {
+  if (!broken || threadIdx.x % 2) __syncthreads();
+  y[threadIdx.x] = 1;
+}
+
+__global__ void two_barriers_kernel(int* y, bool broken) {
+  if (broken && threadIdx.x % 2) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+  y[threadIdx.x] = 1;
+}
+
+__global__ void divergent_warp_kernel(int* y, bool broken) {
+  if (!broken || threadIdx.x != 3) __syncwarp();
+  y[threadIdx.x] = 1;
+}
+
+__global__ void tail_kernel(const int* x, int* y, int64_t n, bool broken) {
+  const int64_t t = threadIdx.x;
+  if (t < n + broken) y[t] = x[t < n ? t : 0];
+}
+
+__global__ void read_tail_kernel(const int* x, int* y, int64_t n, bool broken) {
+  const int64_t t = threadIdx.x;
+  if (t < n) y[t] = x[t + broken];
+}
+
+struct alignas(16) Four {
+  int lane[4];
+};
+__global__ void vector_kernel(const int* x, int* y, bool broken) {
+  const unsigned t = threadIdx.x;
+  if (t > 1) return;
+  Four v = reinterpret_cast<const Four*>(x + broken)[t];
+  for (int& lane : v.lane) ++lane;
+  reinterpret_cast<Four*>(y)[t] = v;
+}
+
+__global__ void unwritten_kernel(int* y, bool broken) {
+  __shared__ int memory[kThreads];
+  if (!broken || threadIdx.x != 5) memory[threadIdx.x] = 7;
+  y[threadIdx.x] = memory[threadIdx.x];
+}
+
+// Two blocks, one element.
+__global__ void blocks_kernel(int* y, bool broken) {
+  if (threadIdx.x == 0) y[broken ? 0 : blockIdx.x] = 1;
+}
+
+__global__ void input_kernel(int* x, int* y, bool broken) {
+  y[threadIdx.x] = x[threadIdx.x];
+  if (broken) x[threadIdx.x] = 0;
+}
+
+// Sums by atomics: of floats they depend on the order.
+__global__ void sum_kernel(const float* x, const unsigned* n, float* sum, unsigned* count) {
+  const unsigned i = blockIdx.x * kThreads + threadIdx.x;
+  atomicAdd(sum, x[i]);
+  atomicAdd(count, n[i]);
+}
+
+__global__ void running_sum_kernel(const unsigned* x, unsigned* y) {  // of a warp
+  unsigned sum = x[threadIdx.x];
+  for (unsigned step = 1; step < 32; step *= 2) {
+    const unsigned other = __shfl_up_sync(~0u, sum, step);
+    if (threadIdx.x % 32 >= step) sum += other;
+  }
+  y[threadIdx.x] = sum;
+}
+
+}  // namespace
+
+EXPORT int reverse(const void* x, void* y, int64_t blocks, int64_t broken) {
+  return launch(reverse_kernel, unsigned(blocks), static_cast<const int*>(x), static_cast<int*>(y), broken);
+}
+#define FROM_TO(name)                                                                          \
+  EXPORT int name(const void* x, void* y, int64_t broken) {                                    \
+    return launch(name##_kernel, 1, static_cast<const int*>(x), static_cast<int*>(y), broken); \
+  }
+#define TO(name, blocks) \
+  EXPORT int name(void* y, int64_t broken) { return launch(name##_kernel, blocks, static_cast<int*>(y), broken); }
+#define TAIL(name)                                                                                \
+  EXPORT int name(const void* x, void* y, int64_t n, int64_t broken) {                            \
+    return launch(name##_kernel, 1, static_cast<const int*>(x), static_cast<int*>(y), n, broken); \
+  }
+FROM_TO(reuse)
+FROM_TO(warp)
+FROM_TO(vector)
+TO(divergent_barrier, 1)
+TO(two_barriers, 1)
+TO(divergent_warp, 1)
+TO(unwritten, 1)
+TO(blocks, 2)
+TAIL(tail)
+TAIL(read_tail)
+EXPORT int input(void* x, void* y, int64_t broken) {
+  return launch(input_kernel, 1, static_cast<int*>(x), static_cast<int*>(y), broken);
+}
+EXPORT int sum(const void* x, const void* n, void* sum, void* count, int64_t blocks) {
+  return launch(sum_kernel, unsigned(blocks), static_cast<const float*>(x), static_cast<const unsigned*>(n),
+                static_cast<float*>(sum), static_cast<unsigned*>(count));
+}
+EXPORT int running_sum(const void* x, void* y) {
+  return launch(running_sum_kernel, 1, static_cast<const unsigned*>(x), static_cast<unsigned*>(y));
+}
+
+// The stand-ins' roundings, for numpy to check.
+EXPORT void half_to_float(const uint16_t* x, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = __half2float({x[i]});
+}
+EXPORT void float_to_half(const float* x, uint16_t* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = __float2half_rn(x[i]).bits;
+}
+EXPORT void bfloat16_to_float(const uint16_t* x, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = __bfloat162float({x[i]});
+}
+EXPORT void float_to_bfloat16(const float* x, uint16_t* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = __float2bfloat16_rn(x[i]).bits;
+}

@@ -1,0 +1,75 @@
+// Stands in for CUDA's header where g++ compiles a kernel for the CPU: what our kernels use, and no more.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include "../emulator.h"
+
+#define __global__
+#define __device__
+#define __launch_bounds__(...)
+// One block runs at a time, on one thread of the system; as thread-local, all of it lies in one place (memory.cpp).
+#define __shared__ static thread_local
+
+using dim3 = emulator::Dim;
+static constexpr const dim3 &threadIdx = emulator::here.thread, &blockIdx = emulator::here.block,
+                            &blockDim = emulator::here.block_dim, &gridDim = emulator::here.grid_dim;
+
+template <class T>
+T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+T max(T a, T b) {
+  return a < b ? b : a;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+
+// Threads of a block and of a warp.
+
+inline void __syncthreads(emulator::Site site = emulator::Site()) { emulator::block_barrier(site); }
+inline void __syncwarp(unsigned mask = ~0u, emulator::Site site = emulator::Site()) {
+  emulator::warp_barrier(site, mask);
+}
+
+template <class T>
+T __shfl_up_sync(unsigned mask, T x, unsigned delta, emulator::Site site = emulator::Site()) {
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  memcpy(&bits, &x, sizeof(T));
+  bits = emulator::shuffle_up(site, mask, bits, delta);
+  memcpy(&x, &bits, sizeof(T));
+  return x;
+}
+
+inline unsigned atomicAdd(unsigned* to, unsigned x) { return emulator::atomic_add(to, x); }
+inline unsigned long long atomicAdd(unsigned long long* to, unsigned long long x) {
+  return emulator::atomic_add(to, x);
+}
+inline float atomicAdd(float* to, float x) { return emulator::atomic_add(to, x); }
+
+// Launches.
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+using cudaStream_t = struct Stream*;
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+template <class... P, class... A>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
+  using Call = std::pair<void (*)(P...), std::tuple<P...>>;
+  Call call(kernel, std::tuple<P...>(arguments...));
+  const auto thread = [](void* p) { std::apply(static_cast<Call*>(p)->first, static_cast<Call*>(p)->second); };
+  if (config->dynamicSmemBytes) return cudaErrorInvalidValue;  // no kernel uses it
+  const void* const name = reinterpret_cast<const void*>(kernel);
+  return emulator::launch(name, config->gridDim, config->blockDim, thread, &call, sizeof(call))
+             ? cudaSuccess
+             : cudaErrorLaunchFailure;
+}
+
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  return emulator::fill(to, value, bytes) ? cudaSuccess : cudaErrorInvalidValue;
+}
