@@ -20,6 +20,17 @@ def poisoned_outputs():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """On a loaded machine the threads of small steps would mostly wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @cache
 def isas():
     """Every instruction set of this machine; "wide" is v4's 16 lanes in v3's instructions, for machines without v4."""

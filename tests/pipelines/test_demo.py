@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -15,13 +14,7 @@ from tamis.pipelines.demo import Result, Settings, Size, read_corpus, run
 TINY = Settings(steps=40, teacher_steps=40, rows=64, classes=300, teacher=Size(24, 4, 32), student=Size(16, 2, 16))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a loaded machine the threads of so small steps would mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def text(paragraphs: int = 400) -> str:

@@ -1,5 +1,7 @@
 """The loop of IWeS: what it picks, from what, at what weight; that an interrupt changes nothing; its baselines."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +15,7 @@ N, D, C = 240, 6, 3
 FAST = Trainer(steps=40)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def clusters(n=N, seed=0):
@@ -93,6 +90,10 @@ def test_the_first_round_draws_by_the_papers_probabilities(method):
     torch.testing.assert_close(picked.weights[12:], expected.weights, rtol=1e-4, atol=0)
 
 
+def keep(models, run, done, model):
+    models.append(model)
+
+
 def test_the_baselines_take_the_most_uncertain():
     pool = clusters()
     x, _ = pool.tensors
@@ -102,7 +103,7 @@ def test_the_baselines_take_the_most_uncertain():
         "least_confidence": lambda p: -p.amax(-1),
     }.items():
         models = []
-        picked = loop(method=method, rounds=1).run(progress=False, each=lambda run, done, m: models.append(m))  # noqa: B023
+        picked = loop(method=method, rounds=1).run(progress=False, each=partial(keep, models))
         with torch.no_grad():
             scores = score(models[0].double()(x.double()).softmax(-1))
         scores[picked.indices[:12]] = -torch.inf

@@ -150,7 +150,7 @@ def test_properties_follow_the_call(isa):
     assert (masked.normalized_entropy[0] == 0).all()
     assert (masked._replace(nll=None).normalized_entropy == masked.normalized_entropy).all()
     with pytest.raises(AttributeError, match="SoftmaxStats: energy: expected a result of softmax_stats"):
-        SoftmaxStats(*masked).energy  # noqa: B018
+        _ = SoftmaxStats(*masked).energy
     schedule = torch.tensor(2.0)
     before = softmax_stats(x, temperature=schedule)
     energy = before.energy

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from conftest import NAN
+from helpers import NAN
 from hypothesis import given
 from tamis.sparse_mlp import topk
 

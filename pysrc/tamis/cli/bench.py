@@ -31,11 +31,11 @@ def bench(
 ) -> None:
     """Measure the kernels against torch and against this machine."""
     import torch
-    from rich.console import Console
 
     from ..bench import run as engine
     from ..bench.machine import ALLOCATORS
     from ..bench.table import show, show_comparison
+    from .screen import screen
 
     known = engine.families()
     if family and family not in known:
@@ -65,9 +65,7 @@ def bench(
         raise stop(str(error)) from None
     if not result["rows"]:
         raise typer.BadParameter(f"--only: expected an expression that finds a case, got {only}")
-    console = Console()
-    if not console.is_terminal:  # a file has no width
-        console = Console(width=150)
+    console = screen()
     show(result, console)
     if earlier:
         show_comparison(earlier, result, console)

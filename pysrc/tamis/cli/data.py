@@ -13,18 +13,15 @@ data = typer.Typer(no_args_is_help=True, help="The data sets that reproductions 
 @data.command("list")
 def list_all() -> None:
     """Every data set: what it is, whose, and whether it is here."""
-    from rich.console import Console
     from rich.table import Table
 
     from ..pipelines.data import DATASETS
+    from .screen import screen
 
-    console = Console()
-    if not console.is_terminal:  # a file has no width
-        console = Console(width=150)
     table = Table("NAME", "what", "licence", "from", "here")
     for name, dataset in DATASETS.items():
         table.add_row(name, dataset.shape, dataset.licence, dataset.origin, "yes" if dataset.present() else "no")
-    console.print(table)
+    screen().print(table)
 
 
 @data.command()

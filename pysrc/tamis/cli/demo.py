@@ -31,52 +31,37 @@ def demo(
 ) -> None:
     """Distil a next-word model on real text, by plain torch and by tamis, and compare."""
     import torch
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import TextColumn
 
     from ..common.files import write
     from ..pipelines.data import PYTHON_DOCS, MissingData
     from ..pipelines.demo import Settings, run
+    from .screen import progress, screen
 
     if threads:
         torch.set_num_threads(threads)
-    console = Console()
-    columns = (
-        TextColumn("{task.description:<8}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[words]}"),
-    )
-    with Progress(*columns, console=console) as progress:
+    console = screen()
+    with progress(console, 8, TextColumn("{task.fields[words]}")) as bar:
         tasks = {
-            "text": progress.add_task("text", total=1, words=""),
-            "teacher": progress.add_task("teacher", total=steps, start=False, words=""),
-            "students": progress.add_task("students", total=steps, start=False, words=""),
+            "text": bar.add_task("text", total=1, words=""),
+            "teacher": bar.add_task("teacher", total=steps, start=False, words=""),
+            "students": bar.add_task("students", total=steps, start=False, words=""),
         }
         phases = list(tasks)
 
         def report(phase: str, done: int, total: int, words: str) -> None:
-            progress.update(tasks[phase], completed=done, total=total, words=words)
+            bar.update(tasks[phase], completed=done, total=total, words=words)
             if not console.is_terminal and (done == total or done % 20 == 0):  # a file sees no bar
                 typer.echo(f"{phase} {done}/{total} {words}")
             if done == total and phase != phases[-1]:
-                progress.start_task(tasks[phases[phases.index(phase) + 1]])
+                bar.start_task(tasks[phases[phases.index(phase) + 1]])
 
         try:
             source = None if text is None else PYTHON_DOCS.load(text)
             settings = Settings(seed=seed, steps=steps, teacher_steps=steps)
             result = run(source, settings, compiled=compiled, report=report)
         except MissingData as error:
-            progress.stop()
+            bar.stop()
             raise typer.BadParameter(f"{error} (--text PATH)") from error
     console.print(_table(result))
     console.print(_words(result))

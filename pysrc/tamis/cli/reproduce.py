@@ -38,22 +38,11 @@ def reproduce(
 
     Goes on where an interrupted run with the same settings in the same folder was.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
     from ..pipelines import pages, runner
     from ..pipelines.data import ChecksumMismatch, MissingData
+    from .screen import progress, screen
 
-    console = Console()
-    if not console.is_terminal:  # a file has no width
-        console = Console(width=150)
+    console = screen()
     if list_all:
         console.print(_papers())
         return
@@ -72,12 +61,11 @@ def reproduce(
     count = seeds or (pipeline.full_seeds if full else pipeline.quick_seeds)
     place = out or makeable(Path("reproduce") / f"{name}-{mode}")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the workers end too
-    columns = (TextColumn("{task.description:<28}"), BarColumn(bar_width=24), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task(name, total=None)
+    with progress(console, 28) as bar:
+        task = bar.add_task(name, total=None)
 
         def report(done: int, total: int, part: str) -> None:
-            progress.update(task, completed=done, total=total, description=part or name)
+            bar.update(task, completed=done, total=total, description=part or name)
             if not console.is_terminal:  # a file sees no bar
                 typer.echo(f"{done}/{total} {part}")
 
@@ -87,13 +75,13 @@ def reproduce(
                 pipeline, settings, mode, range(seed, seed + count), place, workers=jobs, report=report
             )
         except (MissingData, ChecksumMismatch, ModuleNotFoundError) as error:
-            progress.stop()
+            bar.stop()
             raise stop(f"{error}; pip install 'tamis[pipelines]' brings what --quick needs") from None
         except OSError as error:
-            progress.stop()
+            bar.stop()
             raise stop(f"tamis.reproduce: --out: expected a folder that can be written, got {error}") from None
         except (KeyboardInterrupt, BrokenProcessPool) as error:
-            progress.stop()
+            bar.stop()
             what = "interrupted" if isinstance(error, KeyboardInterrupt) else "a worker was killed, or crashed"
             raise stop(f"{what}; what is done lies in {place}: the same command goes on from there") from None
     console.print(_claims(run))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -132,18 +133,12 @@ def accuracies(
 ) -> Record:
     """By method: clean test accuracy in percent, after the start set and after each round, and the effective size of
     the last selection, (sum w)^2 / sum w^2. missing: how many classes the start set lacks."""
-    x, y = test.tensors
+    shape = test.tensors[0].shape[1:]
     record: Record = {"accuracy": {}, "effective": {}, "missing": 0}
     for method in methods:
-        measured: list[float] = []
-
-        def measure(loop: IWeS, done: int, model: nn.Module) -> None:
-            model.eval()
-            with torch.no_grad():
-                measured.append(float((model(x).argmax(-1) == y).float().mean() * 100))  # noqa: B023
-
+        curve: list[float] = []
         loop = IWeS(
-            lambda: FAMILIES[family](x.shape[1:], settings.width, classes),
+            lambda: FAMILIES[family](shape, settings.width, classes),
             pool,
             start=sizes.start,
             picks=sizes.picks,
@@ -153,11 +148,18 @@ def accuracies(
             seed=seed,
             train=Trainer(steps=settings.steps),
         )
-        loop.run(progress=False, each=measure)
-        record["accuracy"][method] = measured
+        loop.run(progress=False, each=partial(_keep_accuracy, curve, test))
+        record["accuracy"][method] = curve
         record["effective"][method] = loop.history[-1]["effective"]
         record["missing"] = classes - len(pool.tensors[1][loop.selection.indices[: sizes.start]].unique())
     return record
+
+
+def _keep_accuracy(curve: list[float], test: TensorDataset, loop: IWeS, done: int, model: nn.Module) -> None:
+    x, y = test.tensors
+    model.eval()
+    with torch.no_grad():
+        curve.append(float((model(x).argmax(-1) == y).float().mean() * 100))
 
 
 def _plain(name: str, methods: Sequence[str], family: str = "mlp") -> Callable[[Settings, int], Record]:

@@ -87,8 +87,7 @@ class Trainer:
         model.train()
         for at in self._batches(len(label), generator):
             at = at.to(device)
-            part = tree_map(lambda t: t[at], x)  # noqa: B023
-            loss = (weight[at] * loss_of(_forward(model, part), label[at])).mean()
+            loss = (weight[at] * loss_of(_forward(model, _rows(x, at)), label[at])).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -366,6 +365,10 @@ def _device(model: nn.Module) -> torch.device:
 
 def _to(device: torch.device, x: Any) -> Any:
     return tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, x)
+
+
+def _rows(x: Any, at: Tensor) -> Any:
+    return tree_map(lambda t: t[at] if isinstance(t, Tensor) else t, x)
 
 
 def _at_least(least: int, name: str, value: int) -> int:

@@ -1,0 +1,84 @@
+// Drives the top-k kernels of one instruction set without torch: under sanitizers (`make sanitize`), or another CPU's
+// emulator. Every buffer is as long as its numbers and no longer, two threads share the rows, and results are held
+// against a stable sort.
+#include "../../kernels/sparse_mlp/cpu.h"
+#include <numeric>
+#include "driver.h"
+
+namespace {
+
+enum Order { random_order, ascending, ties, nans };
+
+void arrange(Logits& x, Order order, std::mt19937& random) {
+  x.fill(random, 3);
+  if (order == random_order) return;
+  for (int64_t r = 0; r < x.rows; ++r)
+    for (int64_t c = 0; c < x.width; ++c) {
+      char* const p = x.memory.data() + (r * x.stride + c) * kBytes[x.dtype];
+      const float value = order == ascending ? float(c) : order == ties ? float(c % 3) - 1 : c % 2 ? NAN : -INFINITY;
+      const double wide = value;
+      uint32_t bits;
+      memcpy(&bits, &value, 4);
+      const uint16_t top = bits >> 16, half = order == ascending ? uint16_t(c % 0x7c00)  // subnormals first
+                                              : order == ties    ? uint16_t(value == 0  ? 0
+                                                                            : value > 0 ? 0x3c00
+                                                                                        : 0xbc00)
+                                                                 : uint16_t(c % 2 ? 0x7e00 : 0xfc00);
+      const void* const from = x.dtype == f64   ? static_cast<const void*>(&wide)
+                               : x.dtype == f32 ? static_cast<const void*>(&value)
+                               : x.dtype == f16 ? static_cast<const void*>(&half)
+                                                : static_cast<const void*>(&top);
+      memcpy(p, from, kBytes[x.dtype]);
+    }
+}
+
+void check(Dtype dtype, int64_t n, int64_t k, Order order, bool sorted) {
+  std::mt19937 random(unsigned(n * 31 + k));
+  const int64_t rows = 3;
+  Logits x(dtype, rows, n, 5);
+  arrange(x, order, random);
+  std::vector<char> values(rows * k * kBytes[dtype]);
+  std::vector<int64_t> indices(rows * k);
+  const TopK op = {x.matrix(n), k, sorted, values.data(), indices.data()};
+  const auto& kernels = TAMIS_ISA::sparse_mlp;
+  const int64_t bytes = (kernels.topk_scratch_bytes(n, k) + 63) / 64 * 64;
+  const auto run = [&](int64_t begin, int64_t end) {
+    void* const scratch = std::aligned_alloc(64, bytes);
+    kernels.topk[dtype](op, begin, end, scratch);
+    std::free(scratch);
+  };
+  std::thread other([&] { run(0, 1); });
+  run(1, rows);
+  other.join();
+  for (int64_t r = 0; r < rows; ++r) {
+    std::vector<int64_t> wanted(n);
+    std::iota(wanted.begin(), wanted.end(), 0);
+    std::stable_sort(wanted.begin(), wanted.end(), [&](int64_t i, int64_t j) {
+      const double a = x.at(r, i), b = x.at(r, j);
+      return std::isnan(a) ? !std::isnan(b) : a > b;
+    });
+    wanted.resize(k);
+    if (!sorted) std::sort(wanted.begin(), wanted.end());
+    bool right = std::equal(wanted.begin(), wanted.end(), indices.begin() + r * k);
+    for (int64_t i = 0; right && i < k; ++i)
+      right = !memcmp(values.data() + (r * k + i) * kBytes[dtype],
+                      x.memory.data() + (r * x.stride + wanted[i]) * kBytes[dtype], kBytes[dtype]);
+    if (right) continue;
+    std::printf("%s: n %ld, k %ld, order %d, %s, row %ld\n", kNames[dtype], long(n), long(k), int(order),
+                sorted ? "sorted" : "by index", long(r));
+    ++failures;
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (int dtype = 0; dtype < kDtypes; ++dtype)
+    for (int64_t n : {1, 5, 63, 64, 65, 300, 1024, 5001})
+      for (int64_t k : {int64_t(1), int64_t(7), int64_t(64), int64_t(65), n / 2, n})
+        for (Order order : {random_order, ascending, ties, nans})
+          for (bool sorted : {true, false})
+            if (k >= 1 && k <= n) check(Dtype(dtype), n, k, order, sorted);
+  std::printf("%d failures\n", failures);
+  return failures != 0;
+}
