@@ -126,7 +126,7 @@ void select(const T* x, int64_t n, const Work<R>& w) {
   i = find<true>(x, i, n, found);
   for (; i < n && !found.done; ++i) {
     const R one = number(x + i);
-    if (found.risen ? !(one <= found.bound) : !(one < found.bound)) found.add(one, i);
+    if (!(one <= found.bound)) found.add(one, i);  // k numbers before it reach the bound
   }
   if (found.count > w.k) found.rise();
 }

@@ -133,7 +133,7 @@ def test_coins_are_unbiased_and_their_error_is_known():
 
 def test_iwes_v_against_the_algorithm_word_by_word():
     """One run, every pair of rules looked at, at each step."""
-    steps, rules = 300, 25
+    steps, rules = 2500, 15
     fast = theory.iwes_v(1, steps, 7, rules=rules, bins=steps)
     generator = np.random.default_rng((7, 2))
     thresholds = np.linspace(0, 1, rules)
@@ -151,4 +151,4 @@ def test_iwes_v_against_the_algorithm_word_by_word():
     final = min(sorted(alive), key=lambda f: total[f])
     risk = 0.1 + 0.8 * np.abs(thresholds - 0.5)
     assert fast["excess"][0] == pytest.approx(risk[final] - risk.min())
-    assert 0 < sum(asked) < steps or len(alive) == rules
+    assert 0 < sum(asked) < steps and len(alive) < rules  # some were put out, and some of the stream went unasked

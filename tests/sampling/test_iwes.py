@@ -479,6 +479,13 @@ def test_k_means_plus_plus_with_copies():
     assert sorted(chosen.tolist()) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_no_copy_is_taken_twice_for_a_rounding(seed):
+    generator = torch.Generator().manual_seed(seed)
+    outer, inner = (torch.randn(1, size, generator=generator).repeat(6, 1) for size in (10, 33))
+    assert sorted(k_means_plus_plus(outer, inner, 6, generator).tolist()) == [0, 1, 2, 3, 4, 5]
+
+
 def test_a_race_is_floored():
     draw = Draw(3, 0, 1, torch.arange(4), None)
     positions, weights = race(torch.tensor([0.0, 0.0, 0.0, 0.5]), draw)

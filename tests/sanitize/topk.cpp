@@ -15,15 +15,18 @@ void arrange(Logits& x, Order order, std::mt19937& random) {
   for (int64_t r = 0; r < x.rows; ++r)
     for (int64_t c = 0; c < x.width; ++c) {
       char* const p = x.memory.data() + (r * x.stride + c) * kBytes[x.dtype];
-      const float value = order == ascending ? float(c) : order == ties ? float(c % 3) - 1 : c % 2 ? NAN : -INFINITY;
+      const float zero = c % 2 ? -0.0f : 0.0f;
+      const float value = order == ascending ? float(c)
+                          : order == nans    ? (c % 2 ? NAN : -INFINITY)
+                          : c % 3 == 1       ? zero
+                                             : float(c % 3) - 1;
       const double wide = value;
       uint32_t bits;
       memcpy(&bits, &value, 4);
       const uint16_t top = bits >> 16, half = order == ascending ? uint16_t(c % 0x7c00)  // subnormals first
-                                              : order == ties    ? uint16_t(value == 0  ? 0
-                                                                            : value > 0 ? 0x3c00
-                                                                                        : 0xbc00)
-                                                                 : uint16_t(c % 2 ? 0x7e00 : 0xfc00);
+                                              : order == nans    ? uint16_t(c % 2 ? 0x7e00 : 0xfc00)
+                                              : value != 0       ? uint16_t(value > 0 ? 0x3c00 : 0xbc00)
+                                                                 : uint16_t(c % 2 ? 0x8000 : 0);
       const void* const from = x.dtype == f64   ? static_cast<const void*>(&wide)
                                : x.dtype == f32 ? static_cast<const void*>(&value)
                                : x.dtype == f16 ? static_cast<const void*>(&half)

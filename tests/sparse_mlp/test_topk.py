@@ -96,6 +96,15 @@ def test_a_row_alone_and_none_at_all(isa):
     assert empty.values.shape == empty.indices.shape == (0, 2)
 
 
+@pytest.mark.parametrize("n", [300, 1001, 5003])
+@pytest.mark.parametrize("last", [NAN, INF, 100.0])
+def test_the_largest_is_the_last(isa, n, last):
+    x = torch.randn(n, generator=torch.Generator().manual_seed(n))
+    x[-1] = last
+    for k in (1, 5, 64):
+        check(x, k)
+
+
 def test_many_threads_give_the_same():
     x = torch.randn(300, 2000, generator=torch.Generator().manual_seed(0)).bfloat16()
     threads = torch.get_num_threads()
