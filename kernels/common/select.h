@@ -35,6 +35,14 @@ R number_of(Key<R> key) {  // NaN also for what lies below -inf or above inf and
   return x;
 }
 
+// One.
+inline float number(const float* x) { return *x; }
+inline double number(const double* x) { return *x; }
+template <class T>
+Real<T> number(const T* x) {
+  return load_tail(x, 1)[0];
+}
+
 // Of n numbers, and 0 up to a whole vector: room for that is the caller's.
 template <class T>
 void keys_of(const T* x, int64_t n, uint32_t* keys) {
@@ -93,6 +101,43 @@ int64_t keep(Cut<K> at, K* keys, int64_t* indices, int64_t n) {
     kept += at.takes(keys[i]);
   }
   return kept;
+}
+
+template <class R>
+struct CountOf {
+  using type = int32_t;
+  using V = I32;
+};
+template <>
+struct CountOf<double> {
+  using type = int64_t;
+  using V = I64;
+};
+template <class R>
+using Count = typename CountOf<R>::type;
+template <class R>
+constexpr int64_t kCounted = 8 * kLanes<typename CountOf<R>::V>;  // at most so many are ranked by counting
+
+// before [kCounted], how many of n keys come before each: the larger ones, and equal ones in front of it. keys end in a
+// whole vector.
+template <class K, class C>
+void count_before(const K* keys, int64_t n, C* before) {
+  typedef C V __attribute__((vector_size(kBytes)));
+  constexpr int lanes = kLanes<V>;
+  constexpr C kLowest = C(K(1) << (8 * sizeof(K) - 1));
+  V at;
+  for (int i = 0; i < lanes; ++i) at[i] = i;
+  for (int64_t i = 0; i < n; i += lanes) {
+    V mine, count{};
+    memcpy(&mine, keys + i, sizeof mine);
+    mine ^= kLowest;
+    const auto key = [&](int64_t j) { return V{} + C(keys[j] ^ K(kLowest)); };
+    const int64_t end = i + lanes < n ? i + lanes : n;
+    for (int64_t j = 0; j < i; ++j) count -= key(j) >= mine;
+    for (int64_t j = i; j < end; ++j) count -= (key(j) > mine) | ((key(j) == mine) & (at > C(j - i)));
+    for (int64_t j = end; j < n; ++j) count -= key(j) > mine;
+    memcpy(before + i, &count, sizeof count);
+  }
 }
 
 // Descending, equals as they were. keys and indices [n] hold the result; other_ the same sizes to work in.
