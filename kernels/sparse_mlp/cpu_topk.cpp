@@ -133,7 +133,7 @@ R reached(const R* x, int64_t n, int64_t k) {
 // What is found on the way through a row, by index.
 template <class T, class R = Real<T>>
 struct Found {
-  const T *x, *next;  // the row, and the one after it, which memory brings meanwhile
+  const T* x;
   const Work<R>& w;
   R bound;
   int64_t count = 0, keyed = 0;
@@ -160,7 +160,6 @@ struct Found {
 template <bool kAbove, class T>
 int64_t find(int64_t i, int64_t n, Found<T>& found) {
   constexpr int64_t block = kBlock * kLanes<Vector<Real<T>>>;
-  constexpr int64_t fetched = 128 / sizeof(T);  // every other line: its neighbour comes along, and all would clog
   while (i + block <= n && found.risen == kAbove && !found.done) {
     const int64_t blocks = (n - i) / block < kSegment ? (n - i) / block : kSegment;
     int32_t hits[kSegment];  // first all of them, without a branch
@@ -168,7 +167,6 @@ int64_t find(int64_t i, int64_t n, Found<T>& found) {
     for (int64_t b = 0; b < blocks; ++b) {
       hits[count] = b;
       count += some_pass<kAbove>(found.x + i + b * block, found.bound);
-      for (int64_t f = 0; f < block; f += fetched) __builtin_prefetch(found.next + i + b * block + f, 0, 2);
     }
     for (int64_t h = 0; h < count && !found.done; ++h) {
       const int64_t first = i + hits[h] * block;
@@ -183,14 +181,14 @@ int64_t find(int64_t i, int64_t n, Found<T>& found) {
 
 // keys and indices of what holds the row's k largest, by index: at most `room`. How many.
 template <class R, class T>
-int64_t candidates(const T* x, const T* next, int64_t n, const Work<R>& w) {
+int64_t candidates(const T* x, int64_t n, const Work<R>& w) {
   if (!w.groups) {
     keys_of(x, n, w.keys);
     for (int64_t i = 0; i < n; ++i) w.indices[i] = i;
     return n;
   }
   find_maxima(x, w);
-  Found<T> found{x, next, w, reached(w.maxima, w.groups, w.k)};
+  Found<T> found{x, w, reached(w.maxima, w.groups, w.k)};
   int64_t i = find<false>(0, n, found);
   i = find<true>(i, n, found);
   for (; i < n && !found.done; ++i) {
@@ -208,7 +206,7 @@ void topk(const TopK& op, int64_t begin, int64_t end, void* scratch) {
   const Work<R> w(scratch, n, k);
   for (int64_t r = begin; r < end; ++r) {
     const T* const x = row_of<T>(op.x, r);
-    int64_t count = candidates(x, row_of<T>(op.x, r + 1 < end ? r + 1 : r), n, w);
+    int64_t count = candidates(x, n, w);
     const int64_t* from = w.indices;
     if (count <= kCounted<R>) {
       Count<R> before[kCounted<R>];
