@@ -46,13 +46,13 @@ struct Work : Sizes<R> {
     int64_t* at = static_cast<int64_t*>(scratch);
     const auto take = [&](int64_t count) { return at += count, at - count; };
     bins = take(kBins), maxima = reinterpret_cast<R*>(take(this->groups));
-    indices = take(this->room), keys = reinterpret_cast<Key<R>*>(take(this->room + kBytes / 8));  // a whole vector
+    indices = take(this->room), keys = reinterpret_cast<Key<R>*>(take(this->room + kBytes / 2));  // whole vectors
     other_indices = take(enough(k)), other_keys = reinterpret_cast<Key<R>*>(take(enough(k)));
   }
   static int64_t enough(int64_t k) { return k + k / 2 + kCounted<R>; }  // to be sorted
   static int64_t bytes(int64_t n, int64_t k) {
     const Sizes<R> s(n, k);
-    return 8 * (kBins + s.groups + 2 * s.room + kBytes / 8 + 2 * enough(k));
+    return 8 * (kBins + s.groups + 2 * s.room + kBytes / 2 + 2 * enough(k));
   }
 };
 int64_t scratch_bytes(int64_t n, int64_t k) {
