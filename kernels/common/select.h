@@ -132,6 +132,7 @@ V count_greater(V count, V key, V than) {
 template <int kVectors, class K, class C>
 void count_before(const K* keys, int64_t n, int64_t i, C* before) {
   typedef C V __attribute__((vector_size(kBytes)));
+  typedef K U __attribute__((vector_size(kBytes)));
   constexpr int64_t lanes = kLanes<V>;
   constexpr K kLowest = K(1) << (8 * sizeof(K) - 1);  // keys as signed numbers; none is the least
   V own[kVectors], count[kVectors] = {}, lane;
@@ -139,14 +140,15 @@ void count_before(const K* keys, int64_t n, int64_t i, C* before) {
   memcpy(own, keys + i, sizeof own);
   for (V& v : own) v ^= C(kLowest);
   const auto key = [&](int64_t j) { return V{} + C(keys[j] ^ kLowest); };
+  const auto less = [](V v) { return V(U(v) - 1); };
   for (int64_t j = 0; j < i; ++j)
-    for (int v = 0; v < kVectors; ++v) count[v] = count_greater(count[v], key(j), own[v] - 1);
+    for (int v = 0; v < kVectors; ++v) count[v] = count_greater(count[v], key(j), less(own[v]));
 #pragma GCC unroll 4
   for (int u = 0; u < kVectors; ++u)  // the vector that has j; equal keys count before it, not after
     for (int64_t j = i + u * lanes; j < n && j < i + (u + 1) * lanes; ++j)
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        const V than = v < u ? own[v] : v > u ? own[v] - 1 : own[v] + (lane > C(j - i - u * lanes));
+        const V than = v < u ? own[v] : v > u ? less(own[v]) : V(U(own[v]) + U(lane > C(j - i - u * lanes)));
         count[v] = count_greater(count[v], key(j), than);
       }
   for (int64_t j = i + kVectors * lanes; j < n; ++j)
