@@ -115,6 +115,10 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   m.def("_philox(Tensor ids, SymInt seed, SymInt offset) -> Tensor");
 
   // sparse_mlp
+  m.def("gaussian_topk(Tensor x, SymInt k) -> Tensor");
+  m.def(
+      "topk_mlp(Tensor x, Tensor w_up, Tensor? b_up, Tensor w_down, Tensor? b_down, SymInt k, Tensor? w_gate=None, "
+      "Tensor? b_gate=None, str activation=\"relu\", str selection=\"exact\") -> Tensor");
   m.def("topk(Tensor x, SymInt k, int dim=-1, bool sorted=True) -> (Tensor values, Tensor indices)");
 
   m.def("_isa() -> str");
