@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor> topk(const Tensor& x_, int64_t k, int64_t dim, bool s
   Tensor indices = advise_huge_pages(torch::stable::new_empty(x, axes, ScalarType::Long));
   const TopK op = {*walk(x), k, sorted, values.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr())};
   const auto kernel = kernels().sparse_mlp.topk[dtype_of(what, x)];
-  over_rows(what, rows_of(x), size, kernels().sparse_mlp.topk_scratch_bytes(size, k),
+  over_rows(what, rows_of(x), size, kernels().sparse_mlp.choose_scratch_bytes(size, k),
             [&](int64_t begin, int64_t end, void* scratch) { kernel(op, begin, end, scratch); });
   if (last) return {values, indices};
   return {torch::stable::transpose(values, dim, -1), torch::stable::transpose(indices, dim, -1)};

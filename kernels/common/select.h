@@ -35,14 +35,6 @@ R number_of(Key<R> key) {  // NaN also for what lies below -inf or above inf and
   return x;
 }
 
-// One.
-inline float number(const float* x) { return *x; }
-inline double number(const double* x) { return *x; }
-template <class T>
-Real<T> number(const T* x) {
-  return load_tail(x, 1)[0];
-}
-
 // Of n numbers, and 0 up to a whole vector: room for that is the caller's.
 template <class T>
 void keys_of(const T* x, int64_t n, uint32_t* keys) {

@@ -167,6 +167,13 @@ inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
   for (int64_t i = n; i < kLanes<decltype(v)>; ++i) v[i] = fill;
   return v;
 }
+// One.
+inline float number(const float* x) { return *x; }
+inline double number(const double* x) { return *x; }
+template <class T>
+Real<T> number(const T* x) {
+  return load_tail(x, 1)[0];
+}
 template <class T, class V>
 inline void store_tail(T* p, int64_t n, V v) {
 #ifdef __AVX512F__

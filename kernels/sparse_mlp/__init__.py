@@ -1,1 +1,3 @@
-"""Kernels of the sparse MLP family."""
+""
+    "Kernels of the sparse MLP family."
+    ""

@@ -44,7 +44,7 @@ void check(Dtype dtype, int64_t n, int64_t k, Order order, bool sorted) {
   std::vector<int64_t> indices(rows * k);
   const TopK op = {x.matrix(n), k, sorted, values.data(), indices.data()};
   const auto& kernels = TAMIS_ISA::sparse_mlp;
-  const int64_t bytes = (kernels.topk_scratch_bytes(n, k) + 63) / 64 * 64;
+  const int64_t bytes = (kernels.choose_scratch_bytes(n, k) + 63) / 64 * 64;
   const auto run = [&](int64_t begin, int64_t end) {
     void* const scratch = std::aligned_alloc(64, bytes);
     kernels.topk[dtype](op, begin, end, scratch);
