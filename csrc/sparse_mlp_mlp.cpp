@@ -138,6 +138,17 @@ Tensor gather(const Sparse& s, const std::vector<Term>& terms, const Maybe& bias
   return out;
 }
 
+// b[index] . y[row] for each entry; shaped as `like`.
+Tensor compare(const Sparse& s, const Tensor& b, const Tensor& y, const Tensor& like) {
+  Tensor out = torch::stable::new_empty(like, shape(like));
+  const Compare op = {s.entries(), b.const_data_ptr(), b.size(0),   b.stride(0),
+                      b.size(1),   y.const_data_ptr(), y.stride(0), out.mutable_data_ptr()};
+  const auto kernel = kernels().sparse_mlp.compare[dtype_of(kWhat, b)];
+  torch::stable::parallel_for(0, s.rows(), grain(b.size(1) * 16),
+                              [&](int64_t begin, int64_t end) { kernel(op, begin, end, nullptr); });
+  return out;
+}
+
 Tensor with_axes(const Tensor& rows, const Tensor& like) {
   std::vector<int64_t> axes = leading(like);
   axes.push_back(rows.size(1));
@@ -215,12 +226,7 @@ Tensors backward(const Tensor& grad_, const Tensor& x_, const Tensor& w_up, cons
   }
   const Tensor grad = as_rows(grad_), x = as_rows(x_);
   const Sparse tokens_ = by_token(count, index);
-  Tensor d_hidden = torch::stable::new_empty(hidden, {tokens, k});
-  const Compare compare = {tokens_.entries(), w_down.const_data_ptr(), d_ff,           w_down.stride(0),
-                           w_down.size(1),    grad.const_data_ptr(),   grad.stride(0), d_hidden.mutable_data_ptr()};
-  const auto compare_kernel = kernels().sparse_mlp.compare[dtype_of(kWhat, w_down)];
-  torch::stable::parallel_for(0, tokens, grain(w_down.size(1) * 16),
-                              [&](int64_t begin, int64_t end) { compare_kernel(compare, begin, end, nullptr); });
+  const Tensor d_hidden = compare(tokens_, w_down, grad, hidden);
   Tensor d_up = torch::stable::new_empty(hidden, {tokens, k});
   const Maybe d_gate = w_gate ? Maybe(torch::stable::new_empty(hidden, {tokens, k})) : std::nullopt;
   const Slope slope = {activation_of(activation), d_hidden.const_data_ptr(),
@@ -250,10 +256,86 @@ Tensors backward(const Tensor& grad_, const Tensor& x_, const Tensor& w_up, cons
   return out;
 }
 
+Tensor project_few(const Tensor& x, const Tensor& w, const Maybe& b) {
+  STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && w.dim() == 2, kWhat, ": x, w: expected [tokens, d] and [d_ff, d]");
+  dtype_of("tamis.topk_mlp: x", x);
+  check("w", w, x, {w.size(0), x.size(1)});
+  check("b", b, x, {w.size(0)});
+  return project(as_rows(x), w, b);
+}
+
+struct Active {
+  Sparse entries;
+  Tensor weight;  // real
+};
+
+Active active(const Tensor& hidden) {  // [tokens, d_ff], side by side
+  const int64_t tokens = hidden.size(0), d_ff = hidden.size(1);
+  const ScalarType real = real_type(hidden);
+  const Tensor dense = hidden.scalar_type() == real ? hidden : torch::stable::to(hidden, real);
+  Tensor begin = torch::stable::new_empty(hidden, {tokens}, ScalarType::Long);
+  Tensor count = torch::stable::new_empty(hidden, {tokens}, ScalarType::Int);
+  Compress op = {dense.const_data_ptr(), d_ff, nullptr, mutable_data<int32_t>(count), nullptr, nullptr};
+  const auto kernel = kernels().sparse_mlp.compress[real == ScalarType::Double];
+  const auto run = [&] {
+    torch::stable::parallel_for(0, tokens, grain(d_ff),
+                                [&](int64_t first, int64_t last) { kernel(op, first, last, nullptr); });
+  };
+  run();
+  int64_t all = 0;
+  for (int64_t t = 0; t < tokens; ++t) mutable_data<int64_t>(begin)[t] = all, all += const_data<int32_t>(count)[t];
+  STD_TORCH_CHECK(all <= INT32_MAX, kWhat, ": hidden: expected less than 2^31 active neurons in all");
+  Tensor index = torch::stable::new_empty(hidden, {all}, ScalarType::Int);
+  Tensor weight = torch::stable::new_empty(hidden, {all}, real);
+  op.begin = const_data<int64_t>(begin), op.index = mutable_data<int32_t>(index), op.weight = weight.mutable_data_ptr();
+  run();
+  return {{begin, count, index, std::nullopt}, weight};
+}
+
+void check_hidden(const Tensor& hidden, const Tensor& w) {
+  STD_TORCH_CHECK(hidden.is_cpu() && w.is_cpu() && hidden.dim() == 2 && w.dim() == 2 && hidden.size(1) == w.size(0) &&
+                      w.size(0) <= INT32_MAX && (w.stride(1) == 1 || w.size(1) == 1) &&
+                      (hidden.scalar_type() == w.scalar_type() || hidden.scalar_type() == real_type(w)),
+                  kWhat, ": hidden: expected [tokens, d_ff] of w's dtype, or float32, and w [d_ff, d]");
+  dtype_of(kWhat, hidden);
+}
+
+Tensor sparse_linear(const Tensor& hidden, const Tensor& w, const Maybe& b) {
+  check_hidden(hidden, w);
+  check("b", b, w, {w.size(1)});
+  const Active a = active(torch::stable::contiguous(hidden));
+  return gather(a.entries, {{a.weight, w}}, b);
+}
+
+Tensors sparse_linear_backward(const Tensor& grad_, const Tensor& hidden_, const Tensor& w,
+                               const std::vector<bool>& wanted) {
+  check_hidden(hidden_, w);
+  const Tensor grad = torch::stable::contiguous(grad_), hidden = torch::stable::contiguous(hidden_);
+  STD_TORCH_CHECK(wanted.size() == 2 && shape(grad) == std::vector<int64_t>({hidden.size(0), w.size(1)}), kWhat,
+                  ": grad: expected the result's shape");
+  check("grad", grad, w, shape(grad));
+  const Active a = active(hidden);
+  Tensors out;
+  if (wanted[0]) {
+    const Tensor at = compare(a.entries, w, grad, a.weight);
+    Tensor d = torch::stable::new_zeros(hidden, shape(hidden));
+    const Expand op = {a.entries.entries(), hidden.size(1), at.const_data_ptr(), d.mutable_data_ptr()};
+    const auto kernel = kernels().sparse_mlp.expand[dtype_of(kWhat, hidden)];
+    torch::stable::parallel_for(0, hidden.size(0), grain(hidden.size(1)),
+                                [&](int64_t begin, int64_t end) { kernel(op, begin, end, nullptr); });
+    out.push_back(d);
+  }
+  if (wanted[1]) out.push_back(gather(by_neuron(a.entries, w.size(0)), {{a.weight, grad}}, std::nullopt));
+  return out;
+}
+
 }  // namespace
 }  // namespace tamis
 
 STABLE_TORCH_LIBRARY_IMPL(tamis, CPU, m) {
+  m.impl("_project", TORCH_BOX(&tamis::project_few));
+  m.impl("_sparse_linear", TORCH_BOX(&tamis::sparse_linear));
+  m.impl("_sparse_linear_backward", TORCH_BOX(&tamis::sparse_linear_backward));
   m.impl("_topk_mlp_forward", TORCH_BOX(&tamis::forward));
   m.impl("_topk_mlp_backward", TORCH_BOX(&tamis::backward));
 }

@@ -1,3 +1,1 @@
-""
-    "Kernels of the sparse MLP family."
-    ""
+"""Kernels of the sparse MLP family."""

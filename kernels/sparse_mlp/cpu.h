@@ -12,6 +12,13 @@ struct TopK {
   int64_t* indices;  // out: [rows, k]
 };
 
+struct GaussianTopK {
+  Matrix x;           // [rows, classes]
+  double deviations;  // above the mean, in units of the standard deviation
+  const void* grad;   // backward: x's dtype [rows, classes]
+  void* out;          // [rows, classes], or x's gradient
+};
+
 // In what follows R is the arithmetic's type: double for float64, else float.
 
 constexpr int64_t kFewTokens = 8;
@@ -87,6 +94,24 @@ struct Total {
   void* out;           // R [rows]
 };
 
+// What of a dense matrix is not 0. Counted first, where index is null.
+struct Compress {
+  const void* dense;  // R [rows, columns]
+  int64_t columns;
+  const int64_t* begin;  // [rows]
+  int32_t* count;        // out: [rows]
+  int32_t* index;        // out
+  void* weight;          // out: R
+};
+
+// Entries where they lie in a dense matrix of zeros.
+struct Expand {
+  Entries entries;  // no from
+  int64_t columns;
+  const void* weight;  // R
+  void* dense;         // out: [rows, columns]
+};
+
 // The same entries, column by column.
 struct Transpose {
   Entries entries;
@@ -97,8 +122,10 @@ struct Transpose {
   int32_t* from;   // out
 };
 
-struct SparseMlpKernels {                                 // rows begin..end
-  const RowKernel<TopK>* topk;                            // by dtype
+struct SparseMlpKernels {                   // rows begin..end
+  const RowKernel<TopK>* topk;              // by dtype
+  const RowKernel<GaussianTopK>* gaussian;  // by dtype, as the next
+  const RowKernel<GaussianTopK>* gaussian_backward;
   const RowKernel<Gemv>* gemv;                            // by w's dtype; of neurons
   const RowKernel<Select>* select;                        // by up's dtype
   int64_t (*choose_scratch_bytes)(int64_t n, int64_t k);  // that topk needs, and select with d_ff for n
@@ -107,6 +134,8 @@ struct SparseMlpKernels {                                 // rows begin..end
   int64_t (*blocks_scratch_bytes)(int64_t columns);       // that those need
   const RowKernel<Slope>* slope;                          // float, double; of entries
   void (*transpose)(const Transpose& op, void* scratch);  // [columns] int64_t
+  const RowKernel<Compress>* compress;                    // float, double
+  const RowKernel<Expand>* expand;                        // by dtype
   const RowKernel<Total>* total;                          // float, double
 };
 

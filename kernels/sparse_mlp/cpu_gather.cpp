@@ -47,11 +47,13 @@ void add_rows(R* sum, const T* const* row, const R* weight, int64_t columns) {
   int64_t c = 0;
   for (; c + lanes <= columns; c += lanes) {
     V all = load(sum + c);
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) all += weight[i] * load(row[i] + c);
     store(sum + c, all);
   }
   if (c < columns) {
     V all = load(sum + c);  // sums are padded
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) all += weight[i] * load_tail(row[i] + c, columns - c, 0);
     store(sum + c, all);
   }
@@ -104,12 +106,15 @@ void compare_rows(const T* y, const T* const* row, int64_t columns, R* out) {
   int64_t c = 0;
   for (; c + lanes <= columns; c += lanes) {
     const V v = load(y + c);
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) sum[i] += v * load(row[i] + c);
   }
   if (c < columns) {
     const V v = load_tail(y + c, columns - c, 0);
+#pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) sum[i] += v * load_tail(row[i] + c, columns - c, 0);
   }
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) out[i] = reduce_add(sum[i]);
 }
 
@@ -137,6 +142,30 @@ void compare(const Compare& op, int64_t begin, int64_t end, void*) {
 }
 
 template <class R>
+void compress(const Compress& op, int64_t begin, int64_t end, void*) {
+  for (int64_t r = begin; r < end; ++r) {
+    const R* const x = static_cast<const R*>(op.dense) + r * op.columns;
+    int64_t at = op.begin ? op.begin[r] : 0;
+    const int64_t first = at;
+    for (int64_t i = 0; i < op.columns; ++i) {
+      if (x[i] == 0) continue;
+      if (op.index) op.index[at] = int32_t(i), static_cast<R*>(op.weight)[at] = x[i];
+      ++at;
+    }
+    op.count[r] = int32_t(at - first);
+  }
+}
+
+template <class T>
+void expand(const Expand& op, int64_t begin, int64_t end, void*) {
+  const Entries& of = op.entries;
+  for (int64_t r = begin; r < end; ++r)
+    for (int64_t e = of.begin[r]; e < of.begin[r] + of.count[r]; ++e)
+      store_tail(static_cast<T*>(op.dense) + r * op.columns + of.index[e], 1,
+                 Vector<Real<T>>{} + static_cast<const Real<T>*>(op.weight)[e]);
+}
+
+template <class R>
 void total(const Total& op, int64_t begin, int64_t end, void*) {
   const Entries& of = op.entries;
   for (int64_t r = begin; r < end; ++r) {
@@ -152,6 +181,8 @@ void total(const Total& op, int64_t begin, int64_t end, void*) {
 const RowKernel<Gather> gather_kernels[kDtypes] = {gather<float>, gather<double>, gather<Float16>, gather<BFloat16>};
 const RowKernel<Compare> compare_kernels[kDtypes] = {compare<float>, compare<double>, compare<Float16>,
                                                      compare<BFloat16>};
+const RowKernel<Compress> compress_kernels[2] = {compress<float>, compress<double>};
+const RowKernel<Expand> expand_kernels[kDtypes] = {expand<float>, expand<double>, expand<Float16>, expand<BFloat16>};
 const RowKernel<Total> total_kernels[2] = {total<float>, total<double>};
 
 int64_t blocks_scratch_bytes(int64_t columns) { return 8 * tile_rows(columns) * padded(columns); }

@@ -1,44 +1,63 @@
 // Few tokens times a matrix whose rows are neurons.
-// Floor: the matrix read once. A row at a time: rows side by side are one stream, which memory prefetches best; several
-// rows at once, a power of two apart, were up to twice as slow. Each number is used for every token while it is at
-// hand.
+// Floor: the matrix read once. One token: a row at a time, for rows side by side are one stream, which memory
+// prefetches best. More: some rows together, so that a token's number is loaded once for all of them, by turns of one
+// vector.
 #include "../common/simd.h"
 #include "own.h"
 
 namespace tamis::TAMIS_ISA {
 namespace {
 
-template <class T, int kTokens>
-void rows(const Gemv& op, int64_t begin, int64_t end) {
+constexpr int kSums = TAMIS_LANES == 16 ? 24 : 12;  // that fit registers
+
+template <class T, int kTokens, int kRows, int kChains>
+void some_rows(const Gemv& op, int64_t r) {
   using R = Real<T>;
   using V = Vector<R>;
   constexpr int64_t lanes = kLanes<V>;
-  constexpr int kChains = kTokens == 1 ? 4 : kTokens <= 4 ? 2 : 1;  // sums that do not wait for each other
   const R* const x = static_cast<const R*>(op.x);
-  for (int64_t r = begin; r < end; ++r) {
-    const T* const w = static_cast<const T*>(op.w) + r * op.stride;
-    V sum[kTokens][kChains] = {};
-    int64_t i = 0;
-    for (; i + kChains * lanes <= op.size; i += kChains * lanes)
-      for (int c = 0; c < kChains; ++c) {
-        const V v = load(w + i + c * lanes);
-        for (int t = 0; t < kTokens; ++t) sum[t][c] += v * load(x + t * op.size + i + c * lanes);
-      }
-    for (; i < op.size; i += lanes) {
-      const int64_t left = op.size - i;
-      const V v = left < lanes ? load_tail(w + i, left, 0) : load(w + i);
-      for (int t = 0; t < kTokens; ++t) {
-        const R* const at = x + t * op.size + i;
-        sum[t][0] += v * (left < lanes ? load_tail(at, left, 0) : load(at));
-      }
-    }
-    const R bias = op.bias ? number(static_cast<const T*>(op.bias) + r) : R(0);
+  const T* const w = static_cast<const T*>(op.w) + r * op.stride;
+  V sum[kRows][kTokens][kChains] = {};
+  const auto add = [&](int chain, auto number_at, auto token_at) {
+    V row[kRows];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) row[i] = number_at(w + i * op.stride);
+#pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
-      V all = sum[t][0];
-      for (int c = 1; c < kChains; ++c) all += sum[t][c];
-      static_cast<R*>(op.out)[t * op.out_stride + r] = reduce_add(all) + bias;
+      const V v = token_at(x + t * op.size);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) sum[i][t][chain] += row[i] * v;
+    }
+  };
+  int64_t c = 0;
+  for (; c + kChains * lanes <= op.size; c += kChains * lanes)
+#pragma GCC unroll 4
+    for (int chain = 0; chain < kChains; ++chain) {
+      const auto at = [&](auto* p) { return load(p + c + chain * lanes); };
+      add(chain, at, at);
+    }
+  for (; c < op.size; c += lanes) {
+    const int64_t left = op.size - c;
+    const auto at = [&](auto* p) { return left < lanes ? load_tail(p + c, left, 0) : load(p + c); };
+    add(0, at, at);
+  }
+  for (int i = 0; i < kRows; ++i) {
+    const R bias = op.bias ? number(static_cast<const T*>(op.bias) + r + i) : R(0);
+    for (int t = 0; t < kTokens; ++t) {
+      V all = sum[i][t][0];
+      for (int chain = 1; chain < kChains; ++chain) all += sum[i][t][chain];
+      static_cast<R*>(op.out)[t * op.out_stride + r + i] = reduce_add(all) + bias;
     }
   }
+}
+
+template <class T, int kTokens>
+void rows(const Gemv& op, int64_t begin, int64_t end) {
+  constexpr int kMost = kSums / kTokens, kRows = kTokens == 1 ? 1 : kMost < 4 ? kMost : 4;
+  constexpr int kChains = kTokens == 1 ? 4 : 1;
+  int64_t r = begin;
+  for (; r + kRows <= end; r += kRows) some_rows<T, kTokens, kRows, kChains>(op, r);
+  for (; r < end; ++r) some_rows<T, kTokens, 1, 1>(op, r);
 }
 
 template <class T>

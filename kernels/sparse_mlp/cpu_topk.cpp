@@ -24,8 +24,9 @@ const RowKernel<TopK> topk_kernels[kDtypes] = {largest<float>, largest<double>, 
 
 }  // namespace
 
-const SparseMlpKernels sparse_mlp = {topk_kernels,   gemv_kernels,    select_kernels,       choose_scratch_bytes,
-                                     gather_kernels, compare_kernels, blocks_scratch_bytes, slope_kernels,
-                                     transpose,      total_kernels};
+const SparseMlpKernels sparse_mlp = {
+    topk_kernels,   gaussian_kernels, gaussian_backward_kernels, gemv_kernels,  select_kernels, choose_scratch_bytes,
+    gather_kernels, compare_kernels,  blocks_scratch_bytes,      slope_kernels, transpose,      compress_kernels,
+    expand_kernels, total_kernels};
 
 }  // namespace tamis::TAMIS_ISA

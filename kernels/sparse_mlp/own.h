@@ -4,6 +4,10 @@
 
 namespace tamis::TAMIS_ISA {
 
+extern const RowKernel<GaussianTopK> gaussian_kernels[kDtypes];
+extern const RowKernel<GaussianTopK> gaussian_backward_kernels[kDtypes];
+extern const RowKernel<Compress> compress_kernels[2];
+extern const RowKernel<Expand> expand_kernels[kDtypes];
 extern const RowKernel<Gemv> gemv_kernels[kDtypes];
 extern const RowKernel<Select> select_kernels[kDtypes];
 extern const RowKernel<Slope> slope_kernels[2];

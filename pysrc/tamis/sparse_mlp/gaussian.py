@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..common.backend import choose
 from ..common.checks import check_integer, check_logits, fail
-from ..common.registry import register
+from ..common.registry import below_autograd, once, register
 from . import reference
 
 FN = "gaussian_topk"
@@ -39,8 +39,43 @@ def gaussian_topk(x: Tensor, k: int, *, impl: str = "auto") -> Tensor:
     return result
 
 
-def _fake(x: Tensor, k: int) -> Tensor:
+class _GaussianTopK(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.k = k
+        y: Tensor = below_autograd(torch.ops.tamis.gaussian_topk.default, x, k)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        if ctx.k == x.shape[-1]:
+            return grads[0], None
+        d_x = torch.ops.tamis._gaussian_cut_backward(grads[0], x, reference.deviations(ctx.k, x.shape[-1]))
+        return once(d_x, x, FN), None
+
+
+def _cpu(x: Tensor, k: int) -> Tensor:
+    n = x.shape[-1]
+    if k == n:
+        return x.clone(memory_format=torch.contiguous_format)
+    y: Tensor = torch.ops.tamis._gaussian_cut.default(x, reference.deviations(k, n))
+    return y
+
+
+def _route(x: Tensor, k: int) -> Tensor:
+    """Differentiable."""
+    if x.device.type != "cpu":
+        return reference.gaussian_topk(x, k)
+    y: Tensor = _GaussianTopK.apply(x, k)
+    return y
+
+
+def _fake(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-register("gaussian_topk", fake=_fake, reference=reference.gaussian_topk, cpu=reference.gaussian_topk)
+register("gaussian_topk", fake=_fake, reference=reference.gaussian_topk, cpu=_cpu, autograd=_route)
+register("_gaussian_cut", fake=_fake)
+register("_gaussian_cut_backward", fake=_fake)

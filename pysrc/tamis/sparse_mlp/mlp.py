@@ -1,17 +1,20 @@
 """topk_mlp: checks, autograd and registration; the arithmetic is in kernels/sparse_mlp."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..common.backend import choose
-from ..common.checks import FLOATS, NAMES, check_choice, check_dense, check_integer, check_like, fail
-from ..common.registry import register
+from ..common.checks import FLOATS, NAMES, check_choice, check_dense, check_integer, check_like, fail, real_dtype
+from ..common.registry import below_autograd, once, register
 from . import reference
 from .reference import ACTIVATIONS, SELECTIONS
 
 FN = "topk_mlp"
+FEW_TOKENS = 8  # that our own product of a vector and a matrix serves: kFewTokens of kernels/sparse_mlp/cpu.h
+DENSE_SHARE = 0.5  # of the neurons, from which many tokens are dense
 
 
 def topk_mlp(
@@ -30,9 +33,10 @@ def topk_mlp(
 ) -> Tensor:
     """A two-layer perceptron of which each token uses k neurons (Li et al., 2210.06313, section 4).
 
-    hidden = act(x w_up^T + b_up), or gated act(x w_gate^T + b_gate) * (x w_up^T + b_up); all but the selected are 0; the
-    result is hidden w_down + b_down. Weights are stored neuron by neuron. A selected neuron whose hidden value is 0 is
-    not touched. Differentiable in all tensors; what was not selected gets no gradient.
+    hidden = act(x w_up^T + b_up), or gated act(x w_gate^T + b_gate) * (x w_up^T + b_up); all but the selected are 0;
+    the result is hidden w_down + b_down. Weights are stored neuron by neuron. A selected neuron whose hidden value is
+    0 is not touched. Differentiable once, in all tensors; what was not selected gets no gradient. On CPU, many tokens
+    with a large k are dense (tamis.explain says which).
 
     Args:
         x: [*, d], float32, bfloat16, float16 or float64.
@@ -88,8 +92,111 @@ def topk_mlp(
     return result
 
 
+class _TopKMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        x, w_up, _, w_down, _, _, w_gate, _, activation = args
+        y, *saved = below_autograd(torch.ops.tamis._topk_mlp_forward.default, *args, True)
+        ctx.save_for_backward(x, w_up, w_down, w_gate, *saved, *[None] * (5 - len(saved)))
+        ctx.activation = activation
+        return cast(Tensor, y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, w_up, b_up, w_down, b_down, _, w_gate, b_gate, _ = ctx.needs_input_grad
+        wanted = [x, w_up, b_up, w_down, w_gate, b_gate]
+        tensors = ctx.saved_tensors
+        made = iter(torch.ops.tamis._topk_mlp_backward(grad, *tensors, ctx.activation, wanted))
+        x, w_up, b_up, w_down, w_gate, b_gate = (next(made) if want else None for want in wanted)
+        b_down = grad.reshape(-1, grad.shape[-1]).sum(0) if b_down else None
+        once_x = x if x is None else once(x, tensors[0], FN)
+        return once_x, w_up, b_up, w_down, b_down, None, w_gate, b_gate, None
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, w)
+        return cast(Tensor, below_autograd(torch.ops.tamis._sparse_linear.default, hidden, w, b))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), wanted = grads, list(ctx.needs_input_grad)
+        made = iter(torch.ops.tamis._sparse_linear_backward(grad, *ctx.saved_tensors, wanted[:2]))
+        hidden, w = (next(made) if want else None for want in wanted[:2])
+        return hidden, w, grad.sum(0) if wanted[2] else None
+
+
+def _gaussian(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_down: Tensor | None, k: int,
+              w_gate: Tensor | None, b_gate: Tensor | None, activation: str) -> Tensor:  # fmt: skip
+    """Dense up to the hidden values: the cut moves with all pre-activations, and its gradient goes to all."""
+    rows = x.reshape(-1, x.shape[-1])
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w_up, b_up, w_gate, b_gate))
+    project = functional.linear if learns or len(rows) > FEW_TOKENS else torch.ops.tamis._project
+    up = project(rows, w_up, b_up)
+    gate = up if w_gate is None else project(rows, w_gate, b_gate)
+    hidden = ACTIVATIONS[activation](torch.ops.tamis.gaussian_topk(gate, k))
+    hidden = hidden if w_gate is None else hidden * up
+    y: Tensor = torch.ops.tamis._sparse_linear(hidden, w_down, b_down)
+    return y.reshape(*x.shape[:-1], w_down.shape[1])
+
+
+def _is_dense(k: int, w_down: Tensor, tokens: int) -> bool:
+    """Whether torch's dense product beats the gathered one. Measured: see benchmarks."""
+    return tokens > FEW_TOKENS and k > DENSE_SHARE * w_down.shape[0]
+
+
+def _cpu(*args: Any) -> Tensor:
+    *tensors, activation, selection = args
+    x, _, _, w_down, _, k, *_ = tensors
+    if _is_dense(k, w_down, x.shape[:-1].numel()):
+        return reference.topk_mlp(*args)
+    if selection == "gaussian":
+        return _gaussian(*tensors, activation)
+    y: Tensor = torch.ops.tamis._topk_mlp_forward.default(*tensors, activation, False)[0]
+    return y
+
+
+def _route(*args: Any) -> Tensor:
+    """Differentiable."""
+    *tensors, activation, selection = args
+    x, _, _, w_down, _, k, *_ = tensors
+    if x.device.type != "cpu" or _is_dense(k, w_down, x.shape[:-1].numel()):
+        return reference.topk_mlp(*args)
+    if selection == "gaussian":
+        return _gaussian(*tensors, activation)
+    y: Tensor = _TopKMlp.apply(*tensors, activation)
+    return y
+
+
 def _fake(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, *rest: Any) -> Tensor:
     return x.new_empty((*x.shape[:-1], w_down.shape[1]))
 
 
-register("topk_mlp", fake=_fake, reference=reference.topk_mlp, cpu=reference.topk_mlp)
+def _fake_forward(x: Tensor, w_up: Tensor, b_up: Any, w_down: Tensor, b_down: Any, k: int, *rest: Any) -> list[Tensor]:
+    w_gate, _, _, saves = rest
+    tokens, real = x.shape[:-1].numel(), real_dtype(x)
+    made = [x.new_empty((*x.shape[:-1], w_down.shape[1])), x.new_empty(tokens, dtype=torch.int32)]
+    made.append(x.new_empty((tokens, k), dtype=torch.int32))
+    return made + [x.new_empty((tokens, k), dtype=real) for _ in range(1 + saves * (1 if w_gate is None else 2))]
+
+
+def _fake_backward(grad: Tensor, x: Tensor, w_up: Tensor, w_down: Tensor, *rest: Any) -> list[Tensor]:
+    *_, wanted = rest
+    like = (x, w_up, w_up[:, 0], w_down, w_up, w_up[:, 0])
+    return [t.new_empty(t.shape) for t, want in zip(like, wanted, strict=True) if want]
+
+
+def _fake_sparse_backward(grad: Tensor, hidden: Tensor, w: Tensor, wanted: list[bool]) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t, want in zip((hidden, w), wanted, strict=True) if want]
+
+
+register("topk_mlp", fake=_fake, reference=reference.topk_mlp, cpu=_cpu, autograd=_route)
+register("_topk_mlp_forward", fake=_fake_forward)
+register("_topk_mlp_backward", fake=_fake_backward)
+register("_project", fake=lambda x, w, b: x.new_empty((x.shape[0], w.shape[0]), dtype=real_dtype(x)))
+register(
+    "_sparse_linear", fake=lambda hidden, w, b: w.new_empty((hidden.shape[0], w.shape[1])), autograd=_SparseLinear.apply
+)
+register("_sparse_linear_backward", fake=_fake_sparse_backward)
