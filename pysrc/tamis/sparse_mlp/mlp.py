@@ -1,20 +1,22 @@
 """topk_mlp: checks, autograd and registration; the arithmetic is in kernels/sparse_mlp."""
 
+import math
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..common.backend import choose
+from ..common.backend import Choice, choose, isa
 from ..common.checks import FLOATS, NAMES, check_choice, check_dense, check_integer, check_like, fail, real_dtype
+from ..common.explain import explained_by
 from ..common.registry import below_autograd, once, register
 from . import reference
 from .reference import ACTIVATIONS, SELECTIONS
 
 FN = "topk_mlp"
 FEW_TOKENS = 8  # that our own product of a vector and a matrix serves: kFewTokens of kernels/sparse_mlp/cpu.h
-DENSE_SHARE = 0.5  # of the neurons, from which many tokens are dense
+DENSE_SHARE = 0.5  # of the neurons, from which on many tokens are dense: measured where both take as long
 
 
 def topk_mlp(
@@ -142,32 +144,52 @@ def _gaussian(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_do
     return y.reshape(*x.shape[:-1], w_down.shape[1])
 
 
-def _is_dense(k: int, w_down: Tensor, tokens: int) -> bool:
-    """Whether torch's dense product beats the gathered one. Measured: see benchmarks."""
-    return tokens > FEW_TOKENS and k > DENSE_SHARE * w_down.shape[0]
+def _dense(*args: Any) -> Tensor:
+    return reference.topk_mlp(*args, largest=lambda hidden, k: torch.ops.tamis.topk(hidden, k, -1, False))
+
+
+def _kernel(x: Tensor, w_down: Tensor, k: int, selection: str) -> tuple[str, str]:
+    """The CPU's, and why."""
+    d_ff, tokens = w_down.shape[0], math.prod(x.shape[:-1])
+    many = tokens > FEW_TOKENS
+    if many and selection == "exact" and k > DENSE_SHARE * d_ff:
+        return "dense", f"more than {FEW_TOKENS} tokens, and k above {DENSE_SHARE:.0%} of {d_ff} neurons"
+    if selection == "gaussian":
+        return "nonzeros", "a gaussian selection: what is not 0 after it"
+    return ("tiles", f"more than {FEW_TOKENS} tokens") if many else ("vectors", f"at most {FEW_TOKENS} tokens")
 
 
 def _cpu(*args: Any) -> Tensor:
-    *tensors, activation, selection = args
-    x, _, _, w_down, _, k, *_ = tensors
-    if _is_dense(k, w_down, x.shape[:-1].numel()):
-        return reference.topk_mlp(*args)
-    if selection == "gaussian":
-        return _gaussian(*tensors, activation)
-    y: Tensor = torch.ops.tamis._topk_mlp_forward.default(*tensors, activation, False)[0]
+    x, _, _, w_down, _, k, *_, selection = args
+    kernel, _ = _kernel(x, w_down, k, selection)
+    if kernel == "dense":
+        return _dense(*args)
+    if kernel == "nonzeros":
+        return _gaussian(*args[:-1])
+    y: Tensor = torch.ops.tamis._topk_mlp_forward.default(*args[:-1], False)[0]
     return y
 
 
 def _route(*args: Any) -> Tensor:
     """Differentiable."""
-    *tensors, activation, selection = args
-    x, _, _, w_down, _, k, *_ = tensors
-    if x.device.type != "cpu" or _is_dense(k, w_down, x.shape[:-1].numel()):
+    x, _, _, w_down, _, k, *_, selection = args
+    if x.device.type != "cpu":
         return reference.topk_mlp(*args)
-    if selection == "gaussian":
-        return _gaussian(*tensors, activation)
-    y: Tensor = _TopKMlp.apply(*tensors, activation)
+    kernel, _ = _kernel(x, w_down, k, selection)
+    if kernel == "dense":
+        return _dense(*args)
+    if kernel == "nonzeros":
+        return _gaussian(*args[:-1])
+    y: Tensor = _TopKMlp.apply(*args[:-1])
     return y
+
+
+def _explained(choice: Choice, x: Tensor, w_up: Tensor, b_up: Any, w_down: Tensor, b_down: Any, k: int,
+               *, selection: str = "exact", **_: Any) -> Choice:  # fmt: skip
+    if choice.backend != "cpu":
+        return Choice("reference", "plain torch", "tamis has no kernel for this device yet")
+    kernel, reason = _kernel(x, w_down, k, selection)
+    return Choice("cpu", f"{kernel} {isa()}", reason)
 
 
 def _fake(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, *rest: Any) -> Tensor:
@@ -176,7 +198,7 @@ def _fake(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, *rest: A
 
 def _fake_forward(x: Tensor, w_up: Tensor, b_up: Any, w_down: Tensor, b_down: Any, k: int, *rest: Any) -> list[Tensor]:
     w_gate, _, _, saves = rest
-    tokens, real = x.shape[:-1].numel(), real_dtype(x)
+    tokens, real = math.prod(x.shape[:-1]), real_dtype(x)
     made = [x.new_empty((*x.shape[:-1], w_down.shape[1])), x.new_empty(tokens, dtype=torch.int32)]
     made.append(x.new_empty((tokens, k), dtype=torch.int32))
     return made + [x.new_empty((tokens, k), dtype=real) for _ in range(1 + saves * (1 if w_gate is None else 2))]
@@ -192,6 +214,7 @@ def _fake_sparse_backward(grad: Tensor, hidden: Tensor, w: Tensor, wanted: list[
     return [t.new_empty(t.shape) for t, want in zip((hidden, w), wanted, strict=True) if want]
 
 
+explained_by("topk_mlp", _explained)
 register("topk_mlp", fake=_fake, reference=reference.topk_mlp, cpu=_cpu, autograd=_route)
 register("_topk_mlp_forward", fake=_fake_forward)
 register("_topk_mlp_backward", fake=_fake_backward)

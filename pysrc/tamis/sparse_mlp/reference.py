@@ -1,5 +1,6 @@
 """The same functions in plain torch, for any device."""
 
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import torch
@@ -49,8 +50,10 @@ def topk_mlp(
     b_gate: Tensor | None = None,
     activation: str = "relu",
     selection: str = "exact",
+    *,
+    largest: Callable[[Tensor, int], Sequence[Tensor]] = topk,
 ) -> Tensor:
-    """Dense: what is not selected is multiplied as zeros."""
+    """Dense: what is not selected is multiplied as zeros. largest: who selects."""
     act = ACTIVATIONS[activation]
     up = functional.linear(x, w_up, b_up)
     gate = up if w_gate is None else functional.linear(x, w_gate, b_gate)
@@ -58,7 +61,7 @@ def topk_mlp(
         gate = gaussian_topk(gate, k)
     hidden = act(gate) if w_gate is None else act(gate) * up
     if selection == "exact":
-        chosen = topk((hidden if w_gate is None else hidden.abs()).detach(), k)[1]
+        chosen = largest((hidden if w_gate is None else hidden.abs()).detach(), k)[1]
         kept = torch.zeros_like(hidden, dtype=torch.bool).scatter(-1, chosen, True)
         hidden = torch.where(kept, hidden, 0)
     return functional.linear(hidden, w_down.mT, b_down)
