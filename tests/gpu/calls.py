@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import pytest
 import tamis.distill
 import tamis.sampling
 import tamis.sparse_mlp
@@ -74,6 +75,8 @@ EXAMPLES = [
     for name, examples in op_examples().items()
     for i, example in enumerate([*examples, *WIDE.get(name, ())])
 ]
+
+every_example = pytest.mark.parametrize(("name", "example"), [pytest.param(*row[1:], id=row[0]) for row in EXAMPLES])
 
 
 def given(name, example, device="cpu", dtype=torch.float32, numbers="device"):
