@@ -102,3 +102,25 @@ def test_a_target_out_of_range(debug, tmp_path):
         assert "assert" in done.stderr
     else:
         assert done.stdout.split("\n")[0] == "[False, True, False]", done.stderr
+
+
+def test_kernels_compiled_here():
+    """By NVRTC, on a stream of their own, for this device: the same results as torch's."""
+    pytest.importorskip("cupy")
+    from tamis.common import nvrtc
+
+    x = torch.randn(5, 4001, device="cuda")
+    times, one = torch.linspace(1, 2, 5, device="cuda"), torch.ones(1, device="cuda")
+    out, values = torch.empty_like(x), x.new_empty(5, 9)
+    indices = values.long()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        scale = nvrtc.kernel("distill", "cuda.cuh", "tamis::cuda::scale_rows_kernel<float>")
+        scale((4, 5), 256, x, times, one, out, 5, 4001, 1)
+        topk = nvrtc.kernel("sparse_mlp", "cuda.cuh", "tamis::cuda::topk_row_kernel<tamis::cuda::Float32>")
+        topk((5,), 512, x, 4001, 4001, 9, values, indices)
+    stream.synchronize()
+    assert torch.equal(out, x * times.unsqueeze(-1))
+    assert torch.equal(values.sort(descending=True).values, x.topk(9).values)
+    assert torch.equal(x.gather(-1, indices), values)

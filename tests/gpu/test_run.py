@@ -69,7 +69,8 @@ def test_the_device_is_asked(tmp_path, monkeypatch):
     assert (DEVICE.architecture, DEVICE.slug) == ("90a-real", "nvidia-x100-80gb")
 
 
-def test_a_stage_that_fails_or_overruns_stops_no_other(tmp_path, capsys):
+def test_a_stage_that_fails_or_overruns_stops_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("TAMIS_BUILD_DIR", "/a/folder/here")  # would be in the header of a result
     row = dict.fromkeys(KEY, "x") | {"shape": {"rows": 1}, "allocator": "cuda", "provider": "tamis", "median_s": 1.0}
     part, left = tmp_path / "part.json", tmp_path / "left"
     header = dict.fromkeys(HEADER, "x") | {"cuda": "13.0"}
@@ -80,7 +81,11 @@ def test_a_stage_that_fails_or_overruns_stops_no_other(tmp_path, capsys):
         stage("broken", f"import os; print(os.getcwd() + '/here'); raise SystemExit({str(run.ROOT / 'no')!r})"),
         stage("slow", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"),
         run.Stage("tool", [], 1.0),
-        stage("told", "import os; assert os.environ['X'] == '1'", environment={"X": "1"}),
+        stage(
+            "told",
+            "import os; assert os.environ['X'] == '1'; assert 'TAMIS_BUILD_DIR' not in os.environ",
+            environment={"X": "1"},
+        ),
         stage("bench", f"open({str(part)!r}, 'w').write({result!r})", result=part),
     ]
     begin = time.monotonic()
