@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tamis.benchmarks
@@ -339,3 +340,49 @@ def test_a_result_of_a_device_says_so(result):
         assert "A device (sm 9.0, CUDA 13.0, driver 1)" in text
         assert "float32, CUDA" in text
         assert "On CUDA: times between two events" in text.replace("\n", " ")
+
+
+class Event:
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        pass
+
+    synchronize = record
+
+    def elapsed_time(self, end):
+        return 2.0  # ms
+
+
+def test_a_worker_on_a_device(monkeypatch):
+    """The CPU stands for it; its clock is fixed."""
+    from tamis.bench import cuda
+    from tamis.bench.worker import Job, work
+
+    properties = SimpleNamespace(name="A device", major=9, minor=0, total_memory=8, L2_cache_size=64)
+    fakes = {
+        "Event": Event,
+        "get_device_properties": lambda: properties,
+        "synchronize": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 5,
+        "max_memory_allocated": lambda: 12,
+    }
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr("tamis.bench.worker.FULL", FEW)
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    cuda._scratch.cache_clear()
+    job = Job(
+        family="sparse_mlp", threads=torch.get_num_threads(), quick=False, peers=False, device="cuda", seconds=1e-9,
+        only="128x32000x64", out="",
+    )  # fmt: skip
+    done = work(job)
+    cuda._scratch.cache_clear()
+    assert done["header"]["device"] == "A device" and done["header"]["capability"] == "9.0"
+    assert {row["allocator"] for row in done["rows"]} == {"cuda"}
+    for row in done["rows"]:
+        assert row["median_s"] == pytest.approx(2e-3)
+        assert row["stream_percent"] == pytest.approx(100, rel=1e-3)
+        assert row["peak_bytes"] == 7

@@ -91,7 +91,7 @@ def given(name, example, device="cpu", dtype=torch.float32, numbers="device"):
         # numbers and probabilities stay whole beside half precision
         half = dtype.itemsize == 2 and (not x.dim() or key == "probs")
         kept = name in SAME_BITS or half or not x.is_floating_point()
-        return x.detach().to(to, x.dtype if kept else dtype).requires_grad_(x.requires_grad)
+        return x.detach().to(to, x.dtype if kept else dtype, copy=True).requires_grad_(x.requires_grad)
 
     return {key: move(key, value) for key, value in (dict(zip(names, args, strict=False)) | kwargs).items()}
 
