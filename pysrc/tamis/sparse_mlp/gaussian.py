@@ -8,7 +8,7 @@ from torch import Tensor
 from ..common.backend import choose
 from ..common.checks import check_integer, check_logits, fail
 from ..common.registry import below_autograd, once, register
-from . import reference
+from . import cuda, reference
 
 FN = "gaussian_topk"
 
@@ -56,7 +56,7 @@ class _GaussianTopK(torch.autograd.Function):
         return once(d_x, x, FN), None
 
 
-def _cpu(x: Tensor, k: int) -> Tensor:
+def _cut(x: Tensor, k: int) -> Tensor:
     n = x.shape[-1]
     if k == n:
         return x.clone(memory_format=torch.contiguous_format)
@@ -64,18 +64,12 @@ def _cpu(x: Tensor, k: int) -> Tensor:
     return y
 
 
-def _route(x: Tensor, k: int) -> Tensor:
-    """Differentiable."""
-    if x.device.type != "cpu":
-        return reference.gaussian_topk(x, k)
-    y: Tensor = _GaussianTopK.apply(x, k)
-    return y
-
-
 def _fake(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-register("gaussian_topk", fake=_fake, reference=reference.gaussian_topk, cpu=_cpu, autograd=_route)
-register("_gaussian_cut", fake=_fake)
-register("_gaussian_cut_backward", fake=_fake)
+register(
+    "gaussian_topk", fake=_fake, reference=reference.gaussian_topk, cpu=_cut, cuda=_cut, autograd=_GaussianTopK.apply
+)
+register("_gaussian_cut", fake=_fake, cuda=cuda.gaussian_cut)
+register("_gaussian_cut_backward", fake=_fake, cuda=cuda.gaussian_cut_backward)
