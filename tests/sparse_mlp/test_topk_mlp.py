@@ -208,6 +208,20 @@ def test_under_compile_and_export():
     torch.testing.assert_close(exported.module()(made(1, 40, 24)), Module()(made(1, 40, 24)))
 
 
+@pytest.mark.parametrize("tokens", [3, 20])
+@pytest.mark.parametrize("selection", ["exact", "gaussian"])
+def test_autocast_casts_as_a_linear_layer(tokens, selection):
+    x, ws = made(0, tokens, 24), weights(1, 24, 64, 16)
+    leaves = [t.clone().requires_grad_() for t in (x, *ws[:4])]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = topk_mlp(*leaves, 8, selection=selection)
+    half = [t.bfloat16() for t in (x, *ws[:4])]
+    assert torch.equal(y, topk_mlp(*half, 8, selection=selection)) or selection == "gaussian"  # few tokens stay float32
+    torch.testing.assert_close(y, topk_mlp(*half, 8, selection=selection), atol=0.05, rtol=0.05)
+    y.float().sum().backward()
+    assert {leaf.grad.dtype for leaf in leaves} == {torch.float32}
+
+
 def test_explained():
     x, ws = made(0, 12, 24), weights(1, 24, 64, 16)
     kernels = [

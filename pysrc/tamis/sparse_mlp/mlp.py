@@ -10,6 +10,7 @@ from torch.nn import functional
 from ..common.backend import Choice, choose, isa
 from ..common.checks import FLOATS, NAMES, check_choice, check_dense, check_integer, check_like, fail, real_dtype
 from ..common.explain import explained_by
+from ..common.linear import autocast
 from ..common.registry import below_autograd, once, register
 from . import reference
 from .reference import ACTIVATIONS, SELECTIONS
@@ -52,12 +53,14 @@ def topk_mlp(
             "gaussian": act(gaussian_topk(pre-activation, k)): about k, as in Gemma 3n. "searched": not built yet.
         impl: "auto", "reference" or "cpu".
     Returns:
-        Tensor: [*, d_out] of x's dtype; sums in float32 (float64 for float64). A token with NaN gives NaN, alone.
+        Tensor: [*, d_out] of x's dtype; sums in float32 (float64 for float64). A token with NaN gives NaN, alone. Under
+        autocast all tensors are cast to its dtype first, as torch.nn.functional.linear casts them.
     Raises:
         TypeError, ValueError: an argument, before any work.
         NotImplementedError: selection="searched".
     """
     x = check_dense(FN, "x", x)
+    x, w_up, b_up, w_down, b_down, w_gate, b_gate = autocast(x, w_up, b_up, w_down, b_down, w_gate, b_gate)
     if x.dtype not in FLOATS:
         fail(FN, "x", NAMES, x.dtype, TypeError)
     if x.dim() == 0:
