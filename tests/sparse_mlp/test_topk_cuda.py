@@ -22,6 +22,7 @@ def test_choice(monkeypatch, built):
     want = ("cuda", "topk") if built else ("reference", "plain torch")
     assert choose("topk", "auto", OnGpu())[:2] == want
     assert choose("softmax_stats", "auto", OnGpu())[:2] == ("triton", "softmax_stats_kernel")
+    assert choose("topk_mlp", "auto", OnGpu())[:2] == ("reference", "plain torch")
     if built:
         assert choose("topk", "cuda", OnGpu())[:2] == want
     else:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .checks import check_choice, fail
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
-ON_GPU = {"topk": "cuda"}  # whose kernels these are, where they are not Triton's
+ON_GPU = {"topk": "cuda", "topk_mlp": "reference"}  # whose kernels these are, where they are not Triton's
 
 
 class Choice(NamedTuple):
@@ -55,6 +55,8 @@ def choose(fn: str, impl: str, tensor: Tensor) -> Choice:
             return Choice("cpu", "simd", "CPU tensors")
         if device == "cuda" and on_gpu == "cuda" and not built(fn):
             return Choice("reference", "plain torch", "tamis was built without nvcc")
+        if device == "cuda" and on_gpu == "reference":
+            return Choice("reference", "plain torch", f"tamis has no kernel of {fn} for a GPU yet")
         if device == "cuda":
             return Choice(on_gpu, fn if on_gpu == "cuda" else f"{fn}_kernel", "CUDA tensors")
         return Choice("reference", "plain torch", f"tamis has no kernel for {device}")

@@ -187,10 +187,8 @@ def _route(*args: Any) -> Tensor:
     return y
 
 
-def _explained(choice: Choice, x: Tensor, w_up: Tensor, b_up: Any, w_down: Tensor, b_down: Any, k: int,
+def _explained(_choice: Choice, x: Tensor, w_up: Tensor, b_up: Any, w_down: Tensor, b_down: Any, k: int,
                *, selection: str = "exact", **_: Any) -> Choice:  # fmt: skip
-    if choice.backend != "cpu":
-        return Choice("reference", "plain torch", "tamis has no kernel for this device yet")
     kernel, reason = _kernel(x, w_down, k, selection)
     return Choice("cpu", f"{kernel} {isa()}", reason)
 
