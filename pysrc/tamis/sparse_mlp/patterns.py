@@ -167,12 +167,12 @@ def _runs(name: str, module: nn.Sequential) -> Iterator[Block | Left]:
 
 
 def _expands(module: nn.Module) -> bool:
-    """Whether it has a projection to more units than it is given, and one of as many units; attention may, too."""
+    """Whether it has a projection to more units than it is given, and behind it one of as many; attention may, too."""
     if "attention" in type(module).__name__.lower():
         return False
     parts = [_part(module, name) for name, child in module._modules.items() if qualified(type(child)) in OUTPUTS_FIRST]
     sizes = [_sizes(part) for part in parts]
-    return any(up[1] > up[0] and up[1] == down[0] for up in sizes for down in sizes)
+    return any(up[1] > up[0] and up[1] == down[0] for i, up in enumerate(sizes) for down in sizes[i + 1 :])
 
 
 def _sizes(part: Part) -> tuple[int, int]:

@@ -20,7 +20,7 @@ def activation_sparsity(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    mask: Any = None,
+    mask: str | Callable[[str, Any], Tensor | None] | None = None,
 ) -> dict[str, float]:
     """The percentage of hidden values that are not exactly 0, over all tokens and neurons, of each MLP: 100 * nonzero /
     count.
@@ -43,8 +43,6 @@ def activation_sparsity(
     """
     if not isinstance(model, nn.Module):
         fail(FN, "model", "a torch.nn.Module", type(model).__name__, TypeError)
-    if not (mask is None or isinstance(mask, str) or callable(mask)):
-        fail(FN, "mask", "a key, a function or None", type(mask).__name__, TypeError)
     counting = _Counting(mask)
     handles = _watch(model, counting)
     if not handles:
@@ -69,18 +67,21 @@ def activation_sparsity(
 
 
 class _Counting:
-    def __init__(self, mask: str | Callable[[str, Any], Tensor | None] | None) -> None:
-        self.mask, self.batch = mask, None
+    def __init__(self, mask: object) -> None:
+        if not (mask is None or isinstance(mask, str) or callable(mask)):
+            fail(FN, "mask", "a key, a function or None", type(mask).__name__, TypeError)
+        self.mask = mask
+        self.batch: Any = None
         self.totals: dict[str, list[Any]] = {}
 
     def _mask(self, name: str) -> Tensor | None:
+        found: Tensor | None = None
         if callable(self.mask):
-            return self.mask(name, self.batch)
-        if self.mask is None:
-            return None
-        if not isinstance(self.batch, Mapping) or self.mask not in self.batch:
-            fail(FN, "mask", "a key of every batch", repr(self.mask))
-        found: Tensor = self.batch[self.mask]
+            found = self.mask(name, self.batch)
+        elif self.mask is not None:
+            if not isinstance(self.batch, Mapping) or self.mask not in self.batch:
+                fail(FN, "mask", "a key of every batch", repr(self.mask))
+            found = self.batch[self.mask]
         return found
 
     def add(self, name: str, values: Tensor) -> None:
