@@ -33,8 +33,8 @@ def activation_sparsity(
     Args:
         loader: batches: a tensor; a tuple or list, whose first entry is the input (what follows is labels); or a
             mapping of keyword arguments. Tensors are brought to the device of the model's first parameter.
-        mask: which tokens count, bool or numbers (0: not), in the shape of the MLPs' tokens or flat: the key of each
-            mapping where it is ("attention_mask"), or a function of an MLP's name and the batch, None for all tokens.
+        mask: which tokens of the MLPs count, bool or numbers (0: not), one each, in any shape: the key of each mapping
+            where it is ("attention_mask"), or a function of an MLP's name and the batch; None for all tokens.
     Returns:
         dict: name to percentage, in the model's order; modules that were not called are not in it.
     Raises:
@@ -85,7 +85,13 @@ class _Counting:
         return found
 
     def add(self, name: str, values: Tensor) -> None:
-        """values: [*, neurons]; the sum stays on its device."""
+        """The sum stays on its device."""
+        total = self.totals[name]
+        total[0] = total[0] + values.count_nonzero()
+        total[1] += values.numel()
+
+    def add_tokens(self, name: str, values: Tensor) -> None:
+        """values: [*, neurons]."""
         mask = self._mask(name)
         if mask is not None:
             check_real(FN, "mask", mask, mask=True)
@@ -93,9 +99,7 @@ class _Counting:
             if mask.numel() != tokens:
                 fail(FN, "mask", f"{tokens} tokens, as {name} has", list(mask.shape))
             values = values.reshape(tokens, -1)[mask.to(values.device).reshape(-1) != 0]
-        total = self.totals[name]
-        total[0] = total[0] + values.count_nonzero()
-        total[1] += values.numel()
+        self.add(name, values)
 
 
 def _watch(model: nn.Module, counting: _Counting) -> list[Any]:
@@ -122,7 +126,7 @@ def _watch(model: nn.Module, counting: _Counting) -> list[Any]:
 def _of_input(name: str, module: nn.Module, counting: _Counting) -> Callable[..., None]:
     """Of a down projection, or of what hides one."""
     hidden = module.hidden if isinstance(module, (Down, TopKMLP)) else lambda x: x
-    return lambda module, args: counting.add(name, hidden(args[0]))
+    return lambda module, args: counting.add_tokens(name, hidden(args[0]))
 
 
 def _of_output(name: str, counting: _Counting) -> Callable[..., None]:
