@@ -151,7 +151,7 @@ def test_gemma3n_of_its_own_sparsity_takes_no_other():
 
 @pytest.mark.parametrize("name", ["t5", "t5_gated"])
 def test_dropout_before_the_down_projection(name, plain_torch):
-    """With the same numbers drawn, and every neuron, training is the dense model's; with fewer it is of the selected."""
+    """With the same numbers drawn, and every neuron, training is the dense model's."""
     model, inputs = make(name)
     dense = copy.deepcopy(model)
     sparsify(model, 1.0)
@@ -168,10 +168,12 @@ def test_dropout_before_the_down_projection(name, plain_torch):
 
 def test_tied_embeddings_stay_tied(plain_torch):
     model, inputs = make("gpt2")
-    assert model.lm_head.weight is model.transformer.wte.weight
     sparsify(model, 6)
-    assert model.lm_head.weight is model.transformer.wte.weight
+    before = model.transformer.wte.weight.detach().clone()
+    output(model, inputs).square().mean().backward()
     torch.optim.AdamW(model.parameters(), lr=0.1).step()
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert not torch.equal(model.lm_head.weight, before)
 
 
 @pytest.mark.parametrize("name", ["opt", "llama"])
@@ -225,6 +227,15 @@ def test_a_down_projection_kept_in_float32_is_left():
     (left,) = report.left
     assert left.name == "encoder.block.0.layer.1.DenseReluDense"
     assert left.why == "weights of torch.float16 on cpu and torch.float32 on cpu"
+
+
+def test_an_adapter_put_in_afterwards_is_not_passed_by():
+    model, inputs = make("llama")
+    sparsify(model, 6)
+    mlp = model.model.layers[0].mlp
+    mlp.gate_proj = nn.Sequential(mlp.gate_proj)
+    with pytest.raises(TypeError, match=r"^tamis\.sparsify: gate_proj: expected the Linear that .*, got Sequential"):
+        output(model, inputs)
 
 
 def test_an_activation_that_is_a_function():

@@ -146,14 +146,13 @@ def _block(name: str, module: nn.Module, pattern: Pattern) -> Block | Left:
 
 def _runs(name: str, module: nn.Sequential) -> Iterator[Block | Left]:
     """Linear, anything, [Dropout], Linear; named as the Sequential where it has one run, else as its first Linear."""
-    names, kinds = list(module._modules), [dense_class(child) for child in module]
+    names = list(module._modules)
+    projects = [_projects(child) for child in module]
     found: list[tuple[int, int]] = []
-    for first, kind in enumerate(kinds):
-        between = 2 if kinds[first + 2 : first + 3] == [nn.Dropout] else 1
-        last = first + between + 1
-        if kind is not nn.Linear or last >= len(kinds) or kinds[last] is not nn.Linear or kinds[first + 1] is nn.Linear:
-            continue
-        found.append((first, last))
+    for first in range(len(names) - 2):
+        last = first + 2 + isinstance(module[first + 2], nn.Dropout)
+        if last < len(names) and projects[first] and not projects[first + 1] and projects[last]:
+            found.append((first, last))
     taken = -1
     for first, last in found:
         own = name if len(found) == 1 else f"{name}.{names[first]}".lstrip(".")
@@ -166,21 +165,27 @@ def _runs(name: str, module: nn.Sequential) -> Iterator[Block | Left]:
         yield Block(own, module, "Sequential", up, (module, names[first + 1]), down, None, dropout, _sizes(up)[1])
 
 
+def _projects(module: nn.Module) -> bool:
+    """A linear layer or one in its place, quantized or adapted."""
+    return qualified(dense_class(module)) in OUTPUTS_FIRST or hasattr(module, "in_features")
+
+
 def _expands(module: nn.Module) -> bool:
     """Whether it has a projection to more units than it is given, and behind it one of as many; attention may, too."""
     if "attention" in type(module).__name__.lower():
         return False
-    parts = [_part(module, name) for name, child in module._modules.items() if qualified(type(child)) in OUTPUTS_FIRST]
-    sizes = [_sizes(part) for part in parts]
+    sizes = [
+        _sizes(_part(module, name)) for name, child in module._modules.items() if child is not None and _projects(child)
+    ]
     return any(up[1] > up[0] and up[1] == down[0] for i, up in enumerate(sizes) for down in sizes[i + 1 :])
 
 
 def _sizes(part: Part) -> tuple[int, int]:
     """Inputs and outputs of a projection; 0 where it is none."""
-    weight = getattr(part.get(), "weight", None)
-    if qualified(part.kind) not in OUTPUTS_FIRST or weight is None:
-        return 0, 0
-    outputs, inputs = weight.shape if OUTPUTS_FIRST[qualified(part.kind)] else weight.shape[::-1]
+    module, outputs_first = part.get(), OUTPUTS_FIRST.get(qualified(part.kind))
+    if outputs_first is None:
+        return getattr(module, "in_features", 0), getattr(module, "out_features", 0)
+    outputs, inputs = module.weight.shape if outputs_first else module.weight.shape[::-1]
     return inputs, outputs
 
 
@@ -211,7 +216,7 @@ class _Use:
         if len(kinds) > 1 or tensors[0].dtype not in FLOATS:
             yield f"weights of {' and '.join(kinds)}"
         if block.dropout and block.dropout.kind is not nn.Dropout:
-            yield f"{block.dropout.name}: {block.dropout.kind.__name__}"
+            yield f"{block.dropout.name}: {block.dropout.kind.__name__}, not a Dropout"
         for part in parts:
             if self.places[id(part.get())] > 1:
                 yield f"{part.name}: in more than one place"
@@ -229,7 +234,9 @@ class _Use:
             yield f"activation {name}: none of {', '.join(ACTIVATIONS)}"
 
 
-def _memory(weight: Tensor) -> int:
+def _memory(weight: Tensor) -> tuple[str, int]:
     """Of all views of it."""
-    address: int = weight.untyped_storage()._cdata
-    return address
+    data = weight.data
+    if type(data) is not Tensor or data.layout != torch.strided:
+        return "object", id(weight)
+    return "storage", data.untyped_storage()._cdata

@@ -39,7 +39,7 @@ def activation_sparsity(
         dict: name to percentage, in the model's order; modules that were not called are not in it.
     Raises:
         TypeError, ValueError: an argument; a model without MLPs or activations; a mask of another number of tokens.
-    Source: 2210.06313, section 2.
+    Source: 2210.06313.
     """
     if not isinstance(model, nn.Module):
         fail(FN, "model", "a torch.nn.Module", type(model).__name__, TypeError)
