@@ -78,6 +78,12 @@ class TestWhat:
         restore(model)
         assert torch.equal(model(x), want)
 
+    def test_runs_side_by_side(self):
+        model, x = nn.Sequential(*mlp(), *mlp()), random(3, 4)
+        want = model(x)
+        assert [each.name for each in sparsify(model, 1.0).replaced] == ["0", "3"]
+        torch.testing.assert_close(model(x), want)
+
     def test_runs_do_not_overlap(self):
         model, x = nn.Sequential(*mlp(), nn.ReLU(), nn.Linear(4, 4)), random(3, 4)
         want = model(x)
@@ -86,7 +92,9 @@ class TestWhat:
         assert left(report) == {"2": "its up projection is the down projection of the MLP before it"}
         torch.testing.assert_close(model(x), want)
 
-    @pytest.mark.parametrize("k, want", [(3, (3, 3)), (0.25, (3, 5)), (1.0, (12, 20)), (1e-9, (1, 1)), (1, (1, 1))])
+    @pytest.mark.parametrize(
+        "k, want", [(3, (3, 3)), (0.25, (3, 5)), (0.3, (4, 6)), (1.0, (12, 20)), (1e-9, (1, 1)), (1, (1, 1))]
+    )
     def test_k(self, k, want):
         assert tuple(each.k for each in sparsify(two(), k).replaced) == want
 
@@ -421,7 +429,9 @@ class TestTraining:
             torch.testing.assert_close(mine, its)
         dense = F.linear(hidden, model[3].weight, model[3].bias)
         torch.testing.assert_close(model.eval()(x), dense)
-        model.train()[2].p = 0.0  # it is still the model's own
+        model.train()[2].eval()  # it is still the model's own
+        torch.testing.assert_close(model(x), dense)
+        model.train()[2].p = 0.0
         torch.testing.assert_close(model(x), dense)
 
     def test_an_adapter_put_in_afterwards_is_not_passed_by(self):

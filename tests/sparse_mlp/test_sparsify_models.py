@@ -166,6 +166,19 @@ def test_dropout_before_the_down_projection(name, plain_torch):
         torch.testing.assert_close(mine.grad, its.grad)
 
 
+def test_conv1d_lies_neuron_by_neuron():
+    model, _ = make("gpt2")
+    mlp = model.transformer.h[0].mlp
+    mlp.c_proj.weight = model.transformer.h[1].mlp.c_proj.weight
+    with pytest.raises(ValueError, match="c_proj.weight: shared with another module"):
+        sparsify(model, 6)
+    mlp.c_proj.weight = nn.Parameter(mlp.c_proj.weight.detach().clone())
+    sparsify(model, 6)
+    assert mlp.c_fc.weight.mT.is_contiguous() and mlp.c_proj.weight.is_contiguous()
+    model.load_state_dict({name: value.contiguous() for name, value in model.state_dict().items()}, assign=True)
+    assert mlp.c_fc.weight.mT.is_contiguous()
+
+
 def test_tied_embeddings_stay_tied(plain_torch):
     model, inputs = make("gpt2")
     sparsify(model, 6)

@@ -57,10 +57,11 @@ def sparsify(
     it computes. What is not known, shared, hooked, quantized or offloaded is left as it is, and reported.
 
     Parameters stay the same objects, with their names, shapes, gradients and ties; checkpoints and optimizers of the
-    dense model are those of the sparse one. Down projections are laid out neuron by neuron in memory (nn.Linear's
-    weight [d_out, d_ff] is then not contiguous; safetensors.torch.save_model and save_pretrained take it, save_file
-    and FSDP2 do not). An MLP with dropout between activation and down projection is computed densely in training: the
-    dropout is that of the selected neurons. Again with another k or selection is fine.
+    dense model are those of the sparse one. Projections are laid out neuron by neuron in memory: nn.Linear's weight
+    [d_out, d_ff] of a down projection is not contiguous then. save_pretrained and safetensors.torch.save_model take
+    that; save_file, FSDP2 and what views a parameter or its gradient as flat (LBFGS) raise. An MLP with dropout between
+    activation and down projection is computed densely in training: the dropout is that of the selected neurons. Again
+    with another k or selection is fine.
 
     Args:
         k: neurons that count for each token: an integer from 1 to d_ff, a float share of d_ff in (0, 1] (1.0: all), or
