@@ -147,8 +147,13 @@ def _gaussian(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_do
     return y.reshape(*x.shape[:-1], w_down.shape[1])
 
 
+def largest(hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, indices = torch.ops.tamis.topk(hidden, k, -1, False)
+    return values, indices
+
+
 def _dense(*args: Any) -> Tensor:
-    return reference.topk_mlp(*args, largest=lambda hidden, k: torch.ops.tamis.topk(hidden, k, -1, False))
+    return reference.topk_mlp(*args, largest=largest)
 
 
 def _kernel(x: Tensor, w_down: Tensor, k: int, selection: str) -> tuple[str, str]:

@@ -39,6 +39,33 @@ def gaussian_topk(x: Tensor, k: int) -> Tensor:
     return functional.relu(real - (mean + std * deviations(k, n))).to(x.dtype)
 
 
+Largest = Callable[[Tensor, int], Sequence[Tensor]]
+
+
+def hidden_values(
+    x: Tensor,
+    w_up: Tensor,
+    b_up: Tensor | None,
+    k: int,
+    w_gate: Tensor | None,
+    b_gate: Tensor | None,
+    activation: str,
+    selection: str,
+    largest: Largest = topk,
+) -> Tensor:
+    """[*, d_ff]: what topk_mlp multiplies by w_down, zeros included. largest: who selects."""
+    up = functional.linear(x, w_up, b_up)
+    gate = up if w_gate is None else functional.linear(x, w_gate, b_gate)
+    if selection == "gaussian":
+        gate = gaussian_topk(gate, k)
+    values = ACTIVATIONS[activation](gate)
+    values = values if w_gate is None else values * up
+    if selection == "exact":
+        chosen = largest((values if w_gate is None else values.abs()).detach(), k)[1]
+        values = torch.where(torch.zeros_like(values, dtype=torch.bool).scatter(-1, chosen, True), values, 0)
+    return values
+
+
 def topk_mlp(
     x: Tensor,
     w_up: Tensor,
@@ -51,17 +78,8 @@ def topk_mlp(
     activation: str = "relu",
     selection: str = "exact",
     *,
-    largest: Callable[[Tensor, int], Sequence[Tensor]] = topk,
+    largest: Largest = topk,
 ) -> Tensor:
-    """Dense: what is not selected is multiplied as zeros. largest: who selects."""
-    act = ACTIVATIONS[activation]
-    up = functional.linear(x, w_up, b_up)
-    gate = up if w_gate is None else functional.linear(x, w_gate, b_gate)
-    if selection == "gaussian":
-        gate = gaussian_topk(gate, k)
-    hidden = act(gate) if w_gate is None else act(gate) * up
-    if selection == "exact":
-        chosen = largest((hidden if w_gate is None else hidden.abs()).detach(), k)[1]
-        kept = torch.zeros_like(hidden, dtype=torch.bool).scatter(-1, chosen, True)
-        hidden = torch.where(kept, hidden, 0)
-    return functional.linear(hidden, w_down.mT, b_down)
+    """Dense: what is not selected is multiplied as zeros."""
+    values = hidden_values(x, w_up, b_up, k, w_gate, b_gate, activation, selection, largest)
+    return functional.linear(values, w_down.mT, b_down)
