@@ -9,6 +9,11 @@
 #include <immintrin.h>
 #endif
 #include "matrix.h"
+#ifdef TAMIS_CHECKED  // by tests: what a caller promises is looked at
+#define TAMIS_PROMISED(condition) ((condition) ? void() : __builtin_trap())
+#else
+#define TAMIS_PROMISED(condition) void()
+#endif
 
 namespace tamis::TAMIS_ISA {
 
@@ -154,9 +159,10 @@ inline void stream_fence() {
 #endif
 }
 
-// A row's end: n < kLanes elements; the lanes behind them read `fill`.
+// The first n elements, 1..kLanes; the lanes behind them read `fill`.
 template <class T>
-inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
+inline auto load_some(const T* p, int64_t n, float fill = -kInf) {
+  TAMIS_PROMISED(n > 0 && n <= kLanes<decltype(load(p))>);
 #ifdef __AVX512F__
   if constexpr (sizeof(F32) == 64 && __is_same(T, float))
     return (F32)_mm512_mask_loadu_ps(F32{} + fill, (__mmask16)((1u << n) - 1), p);
@@ -168,13 +174,26 @@ inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
   return v;
 }
 template <class T, class V>
-inline void store_tail(T* p, int64_t n, V v) {
+inline void store_some(T* p, int64_t n, V v) {
+  TAMIS_PROMISED(n > 0 && n <= kLanes<V>);
 #ifdef __AVX512F__
   if constexpr (sizeof(V) == 64 && __is_same(T, float)) return _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
 #endif
   T block[kLanes<V>];
   store(block, v);
   memcpy(p, block, n * sizeof(T));
+}
+
+// A row's end: neither nothing nor a whole vector, which the loop before takes sooner.
+template <class T>
+inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
+  TAMIS_PROMISED(n < kLanes<decltype(load(p))>);
+  return load_some(p, n, fill);
+}
+template <class T, class V>
+inline void store_tail(T* p, int64_t n, V v) {
+  TAMIS_PROMISED(n < kLanes<V>);
+  store_some(p, n, v);
 }
 
 template <class V>

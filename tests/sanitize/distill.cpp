@@ -9,8 +9,8 @@ namespace {
 const DistillKernels& kernels = TAMIS_ISA::distill;
 // D of one row, of logits s and t over tau; tau * dD/dz into g; doubt: the probability of classes where float cannot
 // tell p from q.
-double divergence(Divergence kind, double beta, const std::vector<double>& s, const std::vector<double>& t,
-                  std::vector<double>& g, double& doubt) {
+double divergence(Divergence kind, double beta, const Numbers& s, const Numbers& t,
+                  Numbers& g, double& doubt) {
   const size_t n = s.size();
   const double ls = logsumexp(s), lt = logsumexp(t);
   double d = 0, mean = 0;
@@ -47,7 +47,7 @@ void check_tiles(const DistillLoss& whole, const Logits& student, const Logits& 
   const int64_t rows = student.rows, classes = whole.classes, step = (classes + 2) / 3;
   const R* const want = static_cast<const R*>(whole.loss);
   const double doubt = whole.divergence == kTotalVariation ? 3e-3 : 2e-6;  // where p is q, either sign will do
-  std::vector<R> state(rows * kTileState), loss(rows), one(1, 1);
+  Array<R> state(rows * kTileState), loss(rows), one(1, 1);
   for (TileStage stage : {kSum, kCompare, kGradient})  // the loss comes with the last tile compared
     for (int64_t first = 0; first < classes; first += step) {
       const int64_t n = std::min(step, classes - first);
@@ -80,8 +80,8 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
   Logits student(ds, rows, width, variant % 2 * 3), teacher(dt, rows, classes, variant), gradient(ds, rows, width, 1);
   student.fill(random, 3), teacher.fill(random, 3);
   const LogitTransform of_student = {variant == 3 ? 0.5 : 1, variant >= 2 ? 4.0 : 0}, of_teacher = {1, 0};
-  std::vector<R> tau(rows), alpha(1, R(0.25) * (variant + 1)), weight(rows), loss(rows), total(1);
-  std::vector<int64_t> target(rows);
+  Array<R> tau(rows), alpha(1, R(0.25) * (variant + 1)), weight(rows), loss(rows), total(1);
+  Array<int64_t> target(rows);
   for (int64_t r = 0; r < rows; ++r) {
     tau[r] = R(variant ? 0.5 + r : 1), weight[r] = R(r == 1 ? 0 : 0.5 + r), target[r] = random() % classes;
   }
@@ -108,7 +108,7 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
     const auto s1 = row(student, r, classes, of_student, 1);
     const double l1 = logsumexp(s1);
     const double soft = kept ? weight[r] * alpha[0] : 0, hard = kept ? weight[r] * (1 - alpha[0]) : 0;
-    std::vector<double> slopes(classes);
+    Numbers slopes(classes);
     double doubt = 0;
     const double apart = divergence(kind, op.beta, s, t, slopes, doubt);
     double ce = 0;
@@ -133,7 +133,7 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
 
   check_tiles<R>(op, student, teacher, gradient);
 
-  const std::vector<R> grad(1, 3);
+  const Array<R> grad(1, 3);
   Logits scaled(ds, rows, width, 0);
   kernels.scale_rows[ds](gradient.matrix(width), grad.data(), 0, 0.5, 0, rows, variant % 2, scaled.matrix(width));
   for (int64_t r = 0; r < rows; ++r)
@@ -142,9 +142,9 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
       expect(std::fabs(got - want) <= 2 * kEps[ds] * std::fabs(want) + 6e-8, "scaled", ds, dt, classes, got, want);
     }
 
-  std::vector<R> fields[2][4];
-  std::vector<int64_t> argmax[2];
-  std::vector<char> agree(rows);
+  Array<R> fields[2][4];
+  Array<int64_t> argmax[2];
+  Array<char> agree(rows);
   DeviationStats stats{student.matrix(classes), teacher.matrix(classes), of_student, of_teacher, {}, {}, {}};
   for (int model = 0; model < 2; ++model) {
     for (int i = 0; i < 4; ++i) fields[model][i].resize(rows), stats.real[model][i] = fields[model][i].data();
@@ -167,7 +167,7 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
       expect(argmax[model][r] == top, "argmax", ds, dt, classes, argmax[model][r], top);
       const double p = fields[model][2][r], q = std::exp(x[top] - want);
       expect(std::fabs(p - q) <= 1e-5 * loose * q, "max_prob", ds, dt, classes, p, q);
-      std::vector<double> others = x;
+      Numbers others = x;
       others.erase(others.begin() + argmax[0][r]);
       const double odds = classes > 1 ? x[argmax[0][r]] - logsumexp(others) : HUGE_VAL, gotten = fields[model][3][r];
       expect(gotten == odds || std::fabs(gotten - odds) <= 1e-5 * loose * (1 + std::fabs(odds)), "log_odds", ds, dt,
@@ -187,15 +187,15 @@ void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
   const bool soft_target = kind == kSoftTarget, tail = variant != 2 && !soft_target;
   Logits student(ds, rows, width, variant), gradient(ds, rows, width, 1);
   student.fill(random, 3);
-  std::vector<R> tau(rows), alpha(1, R(soft_target ? 1 : 0.6)), loss(rows), values(rows * entries), lse(rows);
-  std::vector<int64_t> target(rows), indices(rows * entries), all(classes);
+  Array<R> tau(rows), alpha(1, R(soft_target ? 1 : 0.6)), loss(rows), values(rows * entries), lse(rows);
+  Array<int64_t> target(rows), indices(rows * entries), all(classes);
   for (int64_t c = 0; c < classes; ++c) all[c] = c;
   std::normal_distribution<double> normal(0, 3);
   for (int64_t r = 0; r < rows; ++r) {
     tau[r] = R(soft_target ? 1 : variant ? 0.5 + r : 1), target[r] = random() % classes;
     std::shuffle(all.begin(), all.end(), random);
     std::copy(all.begin(), all.begin() + entries, &indices[r * entries]);
-    std::vector<double> t(entries);
+    Numbers t(entries);
     for (int64_t k = 0; k < entries; ++k) values[r * entries + k] = R(normal(random)), t[k] = values[r * entries + k];
     for (double& x : t) x /= tau[r];
     lse[r] = R(logsumexp(t) + 0.3);
@@ -227,8 +227,8 @@ void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
   expect(std::isnan(loss[rows - 1]), "bad row", ds, ds, classes, loss[rows - 1], 0);
   for (int64_t r = 0; r + 1 < rows; ++r) {
     const auto s = row(student, r, classes, f, tau[r]), s1 = row(student, r, classes, f, 1);
-    std::vector<int64_t> place(classes, entries);  // of each class among the entries
-    std::vector<double> u(reduced), v(reduced, -HUGE_VAL), g(reduced), rest;
+    Array<int64_t> place(classes, entries);  // of each class among the entries
+    Numbers u(reduced), v(reduced, -HUGE_VAL), g(reduced), rest;
     double mass = 0, doubt = 0, apart = 0, ce = 0;
     for (int64_t k = 0; k < entries; ++k) {
       place[indices[r * entries + k]] = k, u[k] = s[indices[r * entries + k]];

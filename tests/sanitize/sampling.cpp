@@ -9,10 +9,10 @@ const SamplingKernels& kernels = TAMIS_ISA::sampling;
 struct Truth {  // of one row
   double logsumexp, entropy, max_prob, margin, nll, el2n;
   int64_t argmax;
-  std::vector<double> p;
+  Numbers p;
 };
 
-Truth truth_of(const std::vector<double>& z, int64_t y) {
+Truth truth_of(const Numbers& z, int64_t y) {
   Truth t{logsumexp(z), 0, 0, 0, 0, 0, 0, {}};
   double second = 0, others = 0, squares = 0;
   for (size_t c = 0; c < z.size(); ++c) {
@@ -38,9 +38,9 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
   const int64_t rows = 37;
   Logits logits(dtype, rows, classes, 3);
   logits.fill(random, 2);
-  std::vector<R> temperature(rows);
-  std::vector<int64_t> target(rows), argmax(rows);
-  std::vector<char> mask(rows * classes);
+  Array<R> temperature(rows);
+  Array<int64_t> target(rows), argmax(rows);
+  Array<char> mask(rows * classes);
   for (int64_t r = 0; r < rows; ++r) temperature[r] = R(0.5 + r * 0.1), target[r] = random() % classes;
   for (char& m : mask) m = random() % 4 != 0;
   for (int64_t r = 0; r < rows; ++r) mask[r * classes + target[r]] = 1;
@@ -53,7 +53,7 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
                            temperature.data(),
                            1,
                            has_target ? target.data() : nullptr};
-    std::vector<R> out[6];
+    Array<R> out[6];
     for (auto& o : out) o.resize(rows);
     const SoftmaxStats op = {in,
                              out[0].data(),
@@ -67,7 +67,7 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
       kernels.softmax_stats[dtype](op, begin, end, scratch);
     });
     // The gradient of all four, over logits of their own.
-    std::vector<R> up[4];
+    Array<R> up[4];
     for (auto& u : up)
       for (int64_t r = 0; r < rows; ++r) u.push_back(R(double(random() % 1000) / 500 - 1));
     Logits gradient = logits;
@@ -87,8 +87,8 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
     });
     const double eps = dtype == f64 ? 1e-13 : 2e-5;
     for (int64_t r = 0; r < rows; ++r) {
-      std::vector<double> z = row(logits, r, classes, transform, temperature[r]);
-      const std::vector<double> whole = z;
+      Numbers z = row(logits, r, classes, transform, temperature[r]);
+      const Numbers whole = z;
       if (has_mask)
         for (int64_t c = 0; c < classes; ++c) z[c] = mask[r * classes + c] ? z[c] : -INFINITY;
       const Truth t = truth_of(z, target[r]);
@@ -117,16 +117,16 @@ void check_disagreement(Dtype s, Dtype t, int64_t classes, std::mt19937& random)
   const int64_t rows = 9;
   Logits a(s, rows, classes, 0), b(t, rows, classes, 5);
   a.fill(random, 2), b.fill(random, 2);
-  std::vector<int64_t> target(rows);
+  Array<int64_t> target(rows);
   for (auto& y : target) y = random() % classes;
   for (Disagreement kind : {Disagreement::entropy_term, Disagreement::max_abs, Disagreement::jsd}) {
-    std::vector<R> out(rows);
+    Array<R> out(rows);
     const DisagreementOp op = {a.matrix(classes), b.matrix(classes), target.data(), kind, out.data()};
     in_two_threads(rows, kernels.scratch_bytes(classes), [&](int64_t begin, int64_t end, void* scratch) {
       kernels.disagreement[s][t](op, begin, end, scratch);
     });
     for (int64_t r = 0; r < rows; ++r) {
-      const std::vector<double> x = row(a, r, classes, {1, 0}, 1), y = row(b, r, classes, {1, 0}, 1);
+      const Numbers x = row(a, r, classes, {1, 0}, 1), y = row(b, r, classes, {1, 0}, 1);
       const Truth p = truth_of(x, target[r]), q = truth_of(y, target[r]);
       double want = 0;
       for (int64_t c = 0; c < classes; ++c) {
