@@ -63,10 +63,7 @@ R shift_of(R max) {
   return max == -kInf ? R(0) : max;
 }
 
-inline int64_t block_size(int64_t classes, int64_t c) {
-  TAMIS_PROMISED(c < classes);
-  return classes - c < kBlock ? classes - c : kBlock;
-}
+inline int64_t block_size(int64_t classes, int64_t c) { return upto(classes - c, kBlock); }
 
 }  // namespace
 }  // namespace tamis::TAMIS_ISA

@@ -120,7 +120,8 @@ inline F32 to_memory(const float*, F32 v) { return v; }
 inline F64 to_memory(const double*, F64 v) { return v; }
 inline U16 to_memory(const Float16*, F32 v) {  // likewise
   const I32 bits = (I32)v, size = bits & 0x7fffffff;
-  const I32 normal = (size - (112 << 23) + 0xfff + (size >> 13 & 1)) >> 13;
+  const U32 rounded = (U32)size - (112 << 23) + 0xfff + ((U32)size >> 13 & 1);  // unsigned: of a NaN it may wrap
+  const I32 normal = (I32)rounded >> 13;
   const I32 subnormal = (I32)((F32)size + 0.5f) - 0x3f000000;  // the sum rounds at the smallest half
   const I32 large = size > 0x7f800000 ? I32{} + 0x7e00 : I32{} + 0x7c00;
   const I32 h = size < 0x38800000 ? subnormal : size < 0x47800000 ? normal : large;
@@ -157,6 +158,12 @@ inline void stream_fence() {
 #ifdef __SSE2__
   _mm_sfence();
 #endif
+}
+
+// Of what is left, never nothing, no more than `most`.
+inline int64_t upto(int64_t left, int64_t most) {
+  TAMIS_PROMISED(left > 0);
+  return left < most ? left : most;
 }
 
 // The first n elements, 1..kLanes; the lanes behind them read `fill`.

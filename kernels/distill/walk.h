@@ -214,7 +214,7 @@ void write_gradient(T* gradient, const T* s, int64_t n, R* a, const R* b, const 
   R at_target = has_target ? at(target)[0] - slope.label : R(0);
   if (!transform.identity()) {
     for (int64_t i = 0; i < n; i += kLanes<Vector<R>>) {
-      const int64_t left = n - i < kLanes<Vector<R>> ? n - i : kLanes<Vector<R>>;
+      const int64_t left = upto(n - i, kLanes<Vector<R>>);
       const Vector<R> dy = transform.slope(transform(load_some(s + i, left)));
       store_some(a + i, left, at(i) * dy);
       if (i <= target && target < i + left) at_target *= dy[target - i];

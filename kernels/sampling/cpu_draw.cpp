@@ -31,7 +31,7 @@ int64_t poisson(const Population& of, int64_t begin, int64_t end, uint64_t* mask
   int64_t count = 0;
   I64 valid = I64{} - 1;
   for (int64_t i = begin; i < end; i += 64) {
-    const int64_t n = end - i < 64 ? end - i : 64;
+    const int64_t n = upto(end - i, 64);
     T tail[64] = {};
     if (n < 64) memcpy(tail, probs + i, n * sizeof(T));
     const T* const p = n < 64 ? tail : probs + i;
@@ -94,7 +94,7 @@ bool race(const Population& of, int64_t begin, int64_t end, uint32_t* keys, uint
   uint32_t word[2][kBlock];
   I32 valid = I32{} - 1;
   for (int64_t i = begin; i < end; i += kBlock) {
-    const int64_t n = end - i < kBlock ? end - i : kBlock;
+    const int64_t n = upto(end - i, kBlock);
     for (int64_t k = 0; k < n; k += kGroup * kHalf) {
       Words<U64> w[kGroup];
       group_words(of.ids, i + k, n - k, of.seed, of.offset, w);
@@ -110,7 +110,7 @@ bool race(const Population& of, int64_t begin, int64_t end, uint32_t* keys, uint
       memcpy(w, word[0] + k, sizeof(U32)), memcpy(w + 1, word[1] + k, sizeof(U32));
       const U32 key = positive(p) ? (U32)quotient(exponential(w[0], w[1]), p) : U32{} + kNever;
       valid &= finite(p);
-      memcpy(keys + i + k, &key, (left < TAMIS_LANES ? left : TAMIS_LANES) * sizeof(uint32_t));
+      memcpy(keys + i + k, &key, upto(left, TAMIS_LANES) * sizeof(uint32_t));
     }
     for (int64_t k = 0; k < n; ++k) ++histogram[keys[i + k] >> kBinShift];
   }
@@ -141,7 +141,7 @@ inline uint64_t within(const uint32_t* keys, int64_t n, uint32_t low, uint32_t h
 template <class Visit>
 inline void each_within(const uint32_t* keys, int64_t begin, int64_t end, uint32_t low, uint32_t high, Visit& visit) {
   for (int64_t i = begin; i < end; i += 64)
-    for (uint64_t bits = within(keys + i, end - i < 64 ? end - i : 64, low, high); bits; bits &= bits - 1)
+    for (uint64_t bits = within(keys + i, upto(end - i, 64), low, high); bits; bits &= bits - 1)
       visit(i + __builtin_ctzll(bits));
 }
 
@@ -170,7 +170,7 @@ int64_t find(const uint32_t* keys, int64_t begin, int64_t end, uint32_t low, uin
 int64_t count(const uint32_t* keys, int64_t begin, int64_t end, uint32_t low, uint32_t high) {
   int64_t found = 0;
   for (int64_t i = begin; i < end; i += 64)
-    found += __builtin_popcountll(within(keys + i, end - i < 64 ? end - i : 64, low, high));
+    found += __builtin_popcountll(within(keys + i, upto(end - i, 64), low, high));
   return found;
 }
 

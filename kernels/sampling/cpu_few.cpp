@@ -98,7 +98,7 @@ void rows(const SoftmaxStats& op, const Source<R>& source, int64_t begin, int64_
   R* const x = buffer + kBlock;
   for (int64_t i = 0; i < classes * lanes; ++i) x[i] = 0;  // lanes without a row
   for (int64_t r = begin; r < end; r += lanes) {
-    const int64_t n = end - r < lanes ? end - r : lanes;
+    const int64_t n = upto(end - r, lanes);
     V inverse_tau = V{} + 1;
     for (int64_t i = 0; i < n; ++i) {
       const R* const row = reader(op.in, source, f, r + i, buffer).read(0, classes);

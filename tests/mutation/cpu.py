@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -80,7 +79,8 @@ def switched(file: Path) -> str:
 
 def _choice(text: str, choices: list[Mutant]) -> str:
     inserted = not text  # an argument in a default's place
-    made = "-kInf" if inserted else f"({text})"
+    condition = any(m.kind in ("check", "loop") for m in choices)
+    made = "-kInf" if inserted else f"bool({text})" if condition else f"({text})"
     for m in choices:
         made = f"(tamis_mutant == {number(m)} ? {m.after.removeprefix(', ')} : {made})"
     return ", " + made if inserted else made
@@ -182,10 +182,8 @@ def fails(driver: str, isa: str, address: bool, mutant: Mutant | None) -> str:
     return "" if done.returncode == 0 else signals.get(-done.returncode, "abort" if done.returncode < 0 else "numbers")
 
 
-def ways(only_widest: bool) -> Iterator[tuple[str, bool]]:
-    for isa in isas()[: 1 if only_widest else None]:
-        yield isa, False
-    yield isas()[0], True
+def ways() -> list[tuple[str, bool]]:
+    return [*((isa, False) for isa in isas()), (isas()[0], True)]
 
 
 def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print) -> list[str]:
@@ -197,19 +195,22 @@ def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print)
     def drivers(mutant: Mutant) -> list[str]:
         return [driver for driver in DRIVERS if any(mutant.file in included(file) for file in units(driver))]
 
-    for isa, address in ways(False):
+    for isa, address in ways():
         for driver in sorted({driver for m in places for driver in drivers(m)}):
             if why := fails(driver, isa, address, None):
                 return [f"the sources fail as they are: {driver}, {isa}: {why}"]
 
     def noticed(mutant: Mutant) -> str:
-        for isa, address in ways(False):
+        for isa, address in ways():
             for driver in drivers(mutant):
                 if why := fails(driver, isa, address, mutant):
                     return why
         return ""
 
-    return judge(places, [m for m in places[::every] if marked or not m.marked], noticed, tell)
+    chosen = [m for m in places[::every] if marked or not m.marked]
+    with ThreadPoolExecutor(2) as pool:
+        found = pool.map(noticed, chosen)
+        return judge(places, chosen, lambda mutant: next(found), tell)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Where a CPU kernel can go wrong at an end: bounds against a count, minima of what is left, the counts and fills of part
-vectors, and the checks and loops around them."""
+"""Where a CPU kernel can go wrong at an end: bounds against a count, minima of what is left, the counts and fills of
+part vectors, and the checks and loops around them."""
 
 import re
 from collections.abc import Iterator
@@ -52,9 +52,8 @@ class _Tails:
     # Integers that the machine counts in: a name declared so here, or a field, or arithmetic of those.
     def kind_of(self, text: str) -> str:
         """count, constant, or nothing that bounds an index"""
-        text = re.sub(r"\bblock_size\b", "", text)
-        rest = re.sub(CONSTANT, "1", text)
-        names = [word for word in re.findall(r"[A-Za-z_]\w*", re.sub(r"\w+(?:\.|->)", "", rest))]
+        rest = re.sub(CONSTANT, "1", re.sub(r"\b(?:block_size|upto)\b", "", text))
+        names = re.findall(r"[A-Za-z_]\w*", re.sub(r"\w+(?:\.|->)", "", rest))
         if re.search(r"[^\w\s+\-*/%(),.>]", rest) or any(n not in self.counts | self.constants for n in names):
             return ""
         return "count" if any(n in self.counts for n in names) else "constant"

@@ -52,6 +52,12 @@ void check(int64_t n, bool with_ids) {
   std::vector<Words> words(n);
   for (int64_t i = 0; i < n; ++i) words[i] = philox(with_ids ? ids[i] : i, seed, offset);
 
+  Array<int64_t> all(4 * n);
+  Array<int64_t> positions(n);
+  for (int64_t i = 0; i < n; ++i) positions[i] = i;
+  kernels.words(with_ids ? ids.data() : positions.data(), seed, offset, 0, n, all.data());
+  for (int64_t i = 0; i < 4 * n; ++i) expect(uint64_t(all[i]) == words[i / 4].word[i % 4], "words", n, wide);
+
   Array<uint64_t> mask((n + 63) / 64);
   int64_t drawn[2];
   in_two(n, [&](int t, int64_t a, int64_t b) { drawn[t] = kernels.poisson[wide](of, a, b, mask.data()); });
@@ -111,6 +117,10 @@ void check(int64_t n, bool with_ids) {
              "inclusion", n, wide);
   }
 
+  Array<uint32_t> last(n, kNever);
+  last[n - 1] = 7;
+  expect(kernels.least_above(last.data(), 0, n, 6) == 7, "the last above", n, wide);
+
   const double most = kernels.largest[wide](probs.data(), 0, n);
   expect(most == *std::max_element(probs.begin(), probs.end()), "largest", n, wide);
   if (most > 0) {
@@ -125,7 +135,11 @@ void check(int64_t n, bool with_ids) {
         "independent", n, wide);
     kernels.systematic(seed, offset, total, draws, 0, draws, points.data());
     expect(std::is_sorted(points.begin(), points.end()) && points[0] >= 0 && points.back() < total, "points", n, wide);
-    expect(kernels.place[wide](probs.data(), by, 0, n, masses, 0, points.data(), draws) == draws, "place", n, wide);
+    const int64_t half = n / 2, upto = kernels.mass[wide](probs.data(), by, 0, half, masses);
+    const int64_t first = std::lower_bound(points.begin(), points.end(), upto) - points.begin();
+    expect(kernels.place[wide](probs.data(), by, 0, half, masses, 0, points.data(), draws) == first, "place", n, wide);
+    expect(kernels.place[wide](probs.data(), by, half, n, masses, upto, &points[first], draws - first) == draws - first,
+           "place", n, wide);
     std::vector<double> count(n);
     for (const int64_t at : points) ++count[at];
     Array<float> weight(draws);

@@ -28,8 +28,8 @@ double half_value(uint16_t h) {
   return h >> 15 ? -size : size;
 }
 
-// Ends at a page that nobody may touch, which stops masked loads too; AddressSanitizer does not see those, but what lies
-// in front. Not yet written: bytes of 0xff, NaN in every type. A write just in front shows when it is given back.
+// Ends at a page that nobody may touch, which stops masked loads too; AddressSanitizer does not see those, but what
+// lies in front. Not yet written: bytes of 0xff, NaN in every type. A write just in front shows when it is given back.
 template <class T>
 struct Exact {
   using value_type = T;
@@ -50,8 +50,8 @@ struct Exact {
   static size_t span(size_t bytes) { return (kFront + bytes + page() - 1) / page() * page(); }
   T* allocate(size_t n) {
     const size_t bytes = n * sizeof(T), size = span(bytes);
-    char* const p = static_cast<char*>(
-        mmap(nullptr, size + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    char* const p =
+        static_cast<char*>(mmap(nullptr, size + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     if (p == MAP_FAILED || mprotect(p + size, page(), PROT_NONE)) std::abort();
     return reinterpret_cast<T*>(static_cast<char*>(memset(p + size - bytes - kFront, 0xff, bytes + kFront)) + kFront);
   }
