@@ -52,7 +52,7 @@ struct Model {
   void add(Block<R> block, int64_t n, int64_t at, Sums<R> s) {
     if (block.max > max) {
       int64_t i = 0;
-      while (i < n && block.x[i] != block.max) ++i;
+      while (block.x[i] != block.max) ++i;
       argmax = at + i;
       merge(s, sums, max, block.max);
       max = block.max;
@@ -92,7 +92,7 @@ struct Row {
   // Block c, and class k in it is -inf.
   Block<R> block_without(int64_t c, int64_t n, int64_t k) const {
     Block<R> b = block(c, n);
-    if (k < c || k >= c + n) return b;
+    if (k < c || k >= c + n) return b;  // equivalent: k = c + n would be cleared past what is read
     for (int64_t i = 0; i < n; ++i) buffer[i] = b.x[i];
     buffer[k - c] = -kInf;
     return {buffer, maximum(buffer, n)};

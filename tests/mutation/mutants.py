@@ -35,7 +35,7 @@ class Mutant:
         return bool(MARK.search(self.file.read_text().splitlines()[self.line - 1]))
 
     def __str__(self) -> str:
-        change = f"{self.before.strip()} -> {self.after.strip() or 'nothing'}"
+        change = f"{self.before.strip() or 'nothing'} -> {self.after.strip() or 'nothing'}"
         return f"{self.file.parent.name}/{self.file.name}:{self.line}: {self.kind}: {change}"
 
 

@@ -42,8 +42,9 @@ double divergence(Divergence kind, double beta, const Numbers& s, const Numbers&
 
 // By tiles of classes: what the row kernel said.
 template <class R>
-void check_tiles(const DistillLoss& whole, const Logits& student, const Logits& teacher, const Logits& gradient) {
-  const int64_t rows = student.rows, classes = whole.classes, step = (classes + 2) / 3;
+void check_tiles(const DistillLoss& whole, const Logits& student, const Logits& teacher, const Logits& gradient,
+                 int64_t step) {
+  const int64_t rows = student.rows, classes = whole.classes;
   const R* const want = static_cast<const R*>(whole.loss);
   const double doubt = whole.divergence == kTotalVariation ? 3e-3 : 2e-6;  // where p is q, either sign will do
   Array<R> state(rows * kTileState), loss(rows), one(1, 1);
@@ -75,15 +76,19 @@ template <class R>
 void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
   std::mt19937 random(classes * 31 + variant);
   const double loose = ds == f64 ? 1e-9 : 1;  // of what follows, for double
-  const int64_t rows = 5, padding = variant % 3, width = classes + padding;
-  Logits student(ds, rows, width, variant % 2 * 3), teacher(dt, rows, classes, variant), gradient(ds, rows, width, 1);
-  student.fill(random, 3, variant == 0 ? -20 : 0, variant == 1 ? 0.03 : 0);
-  teacher.fill(random, 3, 0, variant == 1 ? -0.02 : variant == 3 ? 0.03 : 0);
+  const int64_t rows = 5, padding = variant == 3 ? 1 : variant % 3, width = classes + padding;
+  Logits student(ds, rows, width, variant % 2 * 3), teacher(dt, rows, classes, variant),
+      gradient(ds, rows, width, variant != 3, true);
+  student.fill(random, 3, variant == 0 ? -20 : 0, variant == 1 ? 30 : 0);
+  teacher.fill(random, 3, 0, variant == 1 ? -20 : variant == 3 ? 30 : 0);
+  const int64_t places[] = {classes - 1, std::min<int64_t>(1024, classes - 1), 0, std::min<int64_t>(1023, classes - 1)};
+  for (int64_t r = 0; r < 4 && variant == 0; ++r)  // beside which the others vanish
+    student.put(r, places[r], kHundred), teacher.put(r, places[r], kHundred);
   const LogitTransform of_student = {variant == 3 ? 0.5 : 1, variant >= 2 ? 4.0 : 0}, of_teacher = {1, 0};
   Array<R> tau(rows), alpha(1, variant == 4 ? R(0) : R(0.25) * (variant + 1)), weight(rows), loss(rows), total(1);
   Array<int64_t> target(rows);
   for (int64_t r = 0; r < rows; ++r) {
-    tau[r] = R(variant ? 0.5 + r : 1), weight[r] = R(r == 1 ? 0 : 0.5 + r), target[r] = random() % classes;
+    tau[r] = R(variant ? 0.5 + r : 1), weight[r] = R(r == 2 ? 0 : 0.5 + r), target[r] = random() % classes;
   }
   target[3] = -100, target[rows - 1] = classes - 1;
   DistillLoss op{};
@@ -100,8 +105,14 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
     kernels.distill_loss[ds][dt](op, begin, end, scratch);
   });
   kernels.reduce[real](loss.data(), rows, 2, total.data());
+  DistillLoss other = op;  // without a gradient
+  Array<R> loss_alone(rows);
+  other.gradient = {}, other.loss = loss_alone.data(), other.stream_gradient = false;
+  in_two_threads(rows, kernels.scratch_bytes(classes), [&](int64_t begin, int64_t end, void* scratch) {
+    kernels.distill_loss[ds][dt](other, begin, end, scratch);
+  });
 
-  double sum = 0;
+  double sum = 0, kept_weight = 0;
   for (int64_t r = 0; r < rows; ++r) {
     const bool kept = weight[r] != 0 && target[r] != op.ignore_index;
     const auto s = row(student, r, classes, of_student, tau[r]), t = row(teacher, r, classes, of_teacher, tau[r]);
@@ -127,12 +138,15 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
     const double want = soft * tau[r] * tau[r] * apart + hard * ce, slack = (1 + tau[r]) * (1 + tau[r]) * weight[r];
     expect(std::fabs(loss[r] - want) <= 1e-5 * loose * (std::fabs(want) + slack), "loss", ds, dt, classes, loss[r],
            want);
-    sum += want;
+    expect(std::fabs(loss_alone[r] - want) <= 1e-5 * loose * (std::fabs(want) + slack), "loss alone", ds, dt, classes,
+           loss_alone[r], want);
+    sum += want, kept_weight += kept ? weight[r] : 0;
   }
+  expect(op.kept_weight == kept_weight, "kept weight", ds, dt, classes, op.kept_weight, kept_weight);
   expect(gradient.gaps_untouched(), "between rows", ds, dt, classes, 0, 0);
   expect(std::fabs(total[0] - sum / 2) <= 1e-3 * (1 + std::fabs(sum)), "total", ds, dt, classes, total[0], sum / 2);
 
-  check_tiles<R>(op, student, teacher, gradient);
+  check_tiles<R>(op, student, teacher, gradient, variant == 2 ? 1024 : (classes + 2) / 3);
 
   const Array<R> grad(1, 3);
   Logits scaled(ds, rows, width, 0);
@@ -175,9 +189,15 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
              classes, gotten, odds);
       expect(agree[r] == (argmax[0][r] == argmax[1][r]), "agree", ds, dt, classes, agree[r], 0);
     }
+  if (variant) return;
+  Array<char> scratch((kernels.scratch_bytes(classes) + 63) / 64 * 64);
+  for (int64_t r = 0; r < rows; ++r) student.put(r, places[r % 4], r < 4 ? kNan : kInfinity);
+  kernels.deviation_stats[ds][dt](stats, 0, rows, scratch.data());
+  for (int64_t r = 0; r < rows; ++r)
+    expect(argmax[1][r] == places[r % 4], "argmax", ds, dt, classes, argmax[1][r], places[r % 4]);
 }
 
-// The same of K entries a row, or of a soft target; the last row names a class that is none, or one twice.
+// The same of K entries a row, or of a soft target; the first row names a class that is none, or one twice.
 template <class R>
 void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
   std::mt19937 random(classes * 37 + variant);
@@ -186,8 +206,8 @@ void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
   const int64_t rows = 5, sizes[] = {1, std::min<int64_t>(7, classes), (classes + 1) / 2, classes}, width = classes + 1;
   const int64_t entries = sizes[variant], reduced = entries + (entries < classes);
   const bool soft_target = kind == kSoftTarget, tail = variant != 2 && !soft_target;
-  Logits student(ds, rows, width, variant), gradient(ds, rows, width, 1);
-  student.fill(random, 3, 0, variant == 1 ? 0.03 : 0);
+  Logits student(ds, rows, classes, variant), gradient(ds, rows, width, 1);
+  student.fill(random, 3, 0, variant == 1 ? 30 : 0);
   Array<R> tau(rows), alpha(1, R(soft_target ? 1 : 0.6)), loss(rows), values(rows * entries), lse(rows);
   Array<int64_t> target(rows), indices(rows * entries), all(classes);
   for (int64_t c = 0; c < classes; ++c) all[c] = c;
@@ -204,10 +224,17 @@ void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
       for (int64_t k = 0; k < entries; ++k) values[r * entries + k] = R(std::exp(t[k] - logsumexp(t)));
   }
   expect(kernels.bad_index(indices.data(), entries, classes, 0, rows, all.data()) < 0, "index", ds, ds, classes, 0, 0);
-  int64_t& last = indices.back();
-  last = entries > 1 && variant % 2 ? indices[indices.size() - 2] : variant == 2 ? -1 : classes;
+  const int64_t last = indices.back();
+  if (variant == 0)  // the others vanish beside the one, and beside the last of them the rest
+    student.put(2, classes - 1, kTwenty), student.put(2, indices[2], kHundred);
+  const auto spoil = [&](int64_t i) {
+    indices[i] = entries > 1 && variant % 2 ? indices[i - 1] : variant == 2 ? -1 : classes;
+  };
+  spoil(rows * entries - 1);
   const int64_t bad = kernels.bad_index(indices.data(), entries, classes, 0, rows, all.data());
   expect(bad == int64_t(indices.size()) - 1, "bad index", ds, ds, classes, bad, indices.size() - 1);
+  indices.back() = last;
+  spoil(entries - 1);
 
   TopkLoss op{};
   DistillLoss& row_op = op.loss;
@@ -225,8 +252,8 @@ void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
   in_two_threads(rows, kernels.topk_scratch_bytes(classes, entries),
                  [&](int64_t begin, int64_t end, void* scratch) { kernels.topk_loss[ds](op, begin, end, scratch); });
 
-  expect(std::isnan(loss[rows - 1]), "bad row", ds, ds, classes, loss[rows - 1], 0);
-  for (int64_t r = 0; r + 1 < rows; ++r) {
+  expect(std::isnan(loss[0]), "bad row", ds, ds, classes, loss[0], 0);
+  for (int64_t r = 1; r < rows; ++r) {
     const auto s = row(student, r, classes, f, tau[r]), s1 = row(student, r, classes, f, 1);
     Array<int64_t> place(classes, entries);  // of each class among the entries
     Numbers u(reduced), v(reduced, -HUGE_VAL), g(reduced), rest;

@@ -29,7 +29,8 @@ double half_value(uint16_t h) {
 }
 
 // Ends at a page that nobody may touch, which stops masked loads too; AddressSanitizer does not see those, but what
-// lies in front. Not yet written: bytes of 0xff, NaN in every type. A write just in front shows when it is given back.
+// lies in front. Not yet written: bytes of 0xff, NaN in every type. A write within a page in front shows when it is
+// given back.
 template <class T>
 struct Exact {
   using value_type = T;
@@ -45,22 +46,22 @@ struct Exact {
   }
   void deallocate(T* p, size_t) { std::free(p); }
 #else
-  static constexpr size_t kFront = 64;
   static size_t page() { return sysconf(_SC_PAGESIZE); }
-  static size_t span(size_t bytes) { return (kFront + bytes + page() - 1) / page() * page(); }
+  static size_t span(size_t bytes) { return (bytes + page() - 1) / page() * page() + page(); }
   T* allocate(size_t n) {
     const size_t bytes = n * sizeof(T), size = span(bytes);
-    char* const p =
-        static_cast<char*>(mmap(nullptr, size + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (p == MAP_FAILED || mprotect(p + size, page(), PROT_NONE)) std::abort();
-    return reinterpret_cast<T*>(static_cast<char*>(memset(p + size - bytes - kFront, 0xff, bytes + kFront)) + kFront);
+    void* const p = mmap(nullptr, size + page(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char* const end = static_cast<char*>(p) + size;
+    if (p == MAP_FAILED || mprotect(end, page(), PROT_NONE)) std::abort();
+    memset(p, 0xff, size);
+    return reinterpret_cast<T*>(end - bytes);
   }
   void deallocate(T* p, size_t n) {
     const size_t bytes = n * sizeof(T), size = span(bytes);
-    const unsigned char* const front = reinterpret_cast<unsigned char*>(p) - kFront;
-    for (size_t i = 0; i < kFront; ++i)
-      if (front[i] != 0xff) std::printf("written in front of a buffer\n"), std::abort();
-    munmap(reinterpret_cast<char*>(p) + bytes - size, size + page());
+    char* const begin = reinterpret_cast<char*>(p) + bytes - size;
+    for (const char* at = begin; at < reinterpret_cast<char*>(p); ++at)
+      if (*at != char(0xff)) std::printf("written in front of a buffer\n"), std::abort();
+    munmap(begin, size + page());
   }
 #endif
   template <class U>
@@ -73,21 +74,24 @@ struct Exact {
 template <class T>
 using Array = std::vector<T, Exact<T>>;
 
-struct Logits {  // [rows, width], `gap` numbers between two rows, nothing after the last
+enum Special { kTwenty, kHundred, kInfinity, kNan };
+
+struct Logits {  // [rows, width], `gap` numbers between two rows, nothing after the last; aligned: up to 63 bytes
   Dtype dtype;
   int64_t rows, width, stride;
   Array<char> memory;
 
-  Logits(Dtype d, int64_t r, int64_t w, int64_t gap)
-      : dtype(d), rows(r), width(w), stride(w + gap), memory(((r - 1) * (w + gap) + w) * kBytes[d]) {}
+  Logits(Dtype d, int64_t r, int64_t w, int64_t gap, bool aligned = false)
+      : dtype(d), rows(r), width(w), stride(w + gap), memory(size() + (aligned ? -size() & 63 : 0)) {}
+  int64_t size() const { return ((rows - 1) * stride + width) * kBytes[dtype]; }
   bool gaps_untouched() const {
     const int64_t bytes = kBytes[dtype];
-    for (int64_t r = 0; r + 1 < rows; ++r)
-      for (int64_t i = (r * stride + width) * bytes; i < (r + 1) * stride * bytes; ++i)
+    for (int64_t i = 0; i < int64_t(memory.size()); ++i)
+      if (i / bytes % stride >= width || i >= size())
         if (memory[i] != char(0xff)) return false;
     return true;
   }
-  Matrix matrix(int64_t classes) { return {memory.data(), classes, stride, rows, 0}; }
+  Matrix matrix(int64_t classes) { return {memory.data(), classes, stride, rows, rows * stride}; }
   double at(int64_t r, int64_t c) const {
     const char* const p = memory.data() + (r * stride + c) * kBytes[dtype];
     double f64_value;
@@ -106,6 +110,13 @@ struct Logits {  // [rows, width], `gap` numbers between two rows, nothing after
         return memcpy(&f32_value, &wide, 4), f32_value;
     }
   }
+  void put(int64_t r, int64_t c, Special what) {
+    const uint64_t bits[4][kDtypes] = {{0x41a00000, 0x4034000000000000, 0x4d00, 0x41a0},
+                                       {0x42c80000, 0x4059000000000000, 0x5640, 0x42c8},
+                                       {0x7f800000, 0x7ff0000000000000, 0x7c00, 0x7f80},
+                                       {0x7fc00000, 0x7ff8000000000000, 0x7e00, 0x7fc0}};
+    memcpy(memory.data() + (r * stride + c) * kBytes[dtype], &bits[what][dtype], kBytes[dtype]);
+  }
   Logits part(int64_t first, int64_t classes) const {  // some classes, in memory of their own
     Logits x(dtype, rows, classes, 0);
     const int64_t bytes = kBytes[dtype];
@@ -113,10 +124,10 @@ struct Logits {  // [rows, width], `gap` numbers between two rows, nothing after
       memcpy(x.memory.data() + r * classes * bytes, memory.data() + (r * stride + first) * bytes, classes * bytes);
     return x;
   }
-  void fill(std::mt19937& random, double scale, double mean = 0, double slope = 0) {  // slope: along the row
+  void fill(std::mt19937& random, double scale, double mean = 0, double step = 0) {  // step: from block to block
     std::normal_distribution<double> normal(mean, scale);
     for (int64_t i = 0; i < int64_t(memory.size()) / kBytes[dtype]; ++i) {
-      const double d = normal(random) + slope * (i % stride);
+      const double d = normal(random) + step * (i % stride / 1024);
       const float f = float(d);
       uint32_t bits;
       memcpy(&bits, &f, 4);

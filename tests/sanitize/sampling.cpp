@@ -48,7 +48,7 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
     const bool has_target = features & 1, has_mask = features & 2, capped = features & 4;
     const LogitTransform transform = {capped ? 0.7 : 1.0, capped ? 5.0 : 0.0};
     const StatsInput in = {logits.matrix(classes),
-                           has_mask ? Matrix{mask.data(), classes, classes, rows, 0} : Matrix{},
+                           has_mask ? Matrix{mask.data(), classes, classes, rows, rows * classes} : Matrix{},
                            transform,
                            temperature.data(),
                            1,
