@@ -230,7 +230,7 @@ void take_keyed(const void* probs, const uint32_t* keys, int64_t begin, int64_t 
 }
 
 void words(const int64_t* ids, int64_t seed, int64_t offset, int64_t begin, int64_t end, int64_t* out) {
-  for (int64_t i = begin; i < end; i += kHalf) {
+  for (int64_t i = begin; i < end; i += kHalf) {  // equivalent: of nothing, nothing is put out
     const Words<U64> w = philox(ids_at(ids, i, end - i), seed, offset);
     for (int64_t k = 0; k < kHalf && i + k < end; ++k)
       for (int j = 0; j < 4; ++j) out[(i + k) * 4 + j] = w.word[j][k] & 0xffffffff;
@@ -294,7 +294,7 @@ int64_t place(const void* probs, const int64_t* order, int64_t begin, int64_t en
               int64_t* points, int64_t count) {
   const T* const p = static_cast<const T*>(probs);
   int64_t j = 0;
-  for (int64_t i = begin; i < end && j < count; ++i) {
+  for (int64_t i = begin; i < end && j < count; ++i) {  // equivalent: of `count`, it only ends this sooner
     const int64_t at = order ? order[i] : i;
     before += mass_of(p[at], masses);
     while (j < count && points[j] < before) points[j++] = at;

@@ -191,6 +191,9 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
     }
   if (variant) return;
   Array<char> scratch((kernels.scratch_bytes(classes) + 63) / 64 * 64);
+  target[0] = classes, target[1] = classes - 1;
+  kernels.distill_loss[ds][dt](op, 0, 2, scratch.data());
+  expect(std::isnan(loss[0]) && !std::isnan(loss[1]), "target", ds, dt, classes, loss[0], loss[1]);
   for (int64_t r = 0; r < rows; ++r) student.put(r, places[r % 4], r < 4 ? kNan : kInfinity);
   kernels.deviation_stats[ds][dt](stats, 0, rows, scratch.data());
   for (int64_t r = 0; r < rows; ++r)
@@ -226,7 +229,7 @@ void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
   expect(kernels.bad_index(indices.data(), entries, classes, 0, rows, all.data()) < 0, "index", ds, ds, classes, 0, 0);
   const int64_t last = indices.back();
   if (variant == 0)  // the others vanish beside the one, and beside the last of them the rest
-    student.put(2, classes - 1, kTwenty), student.put(2, indices[2], kHundred);
+    student.put(rows - 1, classes - 1, kHundred), student.put(rows - 1, indices[rows - 1], kFiveHundred);
   const auto spoil = [&](int64_t i) {
     indices[i] = entries > 1 && variant % 2 ? indices[i - 1] : variant == 2 ? -1 : classes;
   };

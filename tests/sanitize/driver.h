@@ -25,6 +25,7 @@ const char* const kNames[kDtypes] = {"float32", "float64", "float16", "bfloat16"
 double half_value(uint16_t h) {
   const int exponent = h >> 10 & 31, fraction = h & 1023;
   const double size = exponent ? std::ldexp(1024 + fraction, exponent - 25) : std::ldexp(fraction, -24);
+  if (exponent == 31) return fraction ? NAN : h >> 15 ? -INFINITY : INFINITY;
   return h >> 15 ? -size : size;
 }
 
@@ -74,7 +75,7 @@ struct Exact {
 template <class T>
 using Array = std::vector<T, Exact<T>>;
 
-enum Special { kTwenty, kHundred, kInfinity, kNan };
+enum Special { kTwenty, kTwentyOne, kHundred, kFiveHundred, kInfinity, kNan };
 
 struct Logits {  // [rows, width], `gap` numbers between two rows, nothing after the last; aligned: up to 63 bytes
   Dtype dtype;
@@ -111,10 +112,10 @@ struct Logits {  // [rows, width], `gap` numbers between two rows, nothing after
     }
   }
   void put(int64_t r, int64_t c, Special what) {
-    const uint64_t bits[4][kDtypes] = {{0x41a00000, 0x4034000000000000, 0x4d00, 0x41a0},
-                                       {0x42c80000, 0x4059000000000000, 0x5640, 0x42c8},
-                                       {0x7f800000, 0x7ff0000000000000, 0x7c00, 0x7f80},
-                                       {0x7fc00000, 0x7ff8000000000000, 0x7e00, 0x7fc0}};
+    const uint64_t bits[6][kDtypes] = {
+        {0x41a00000, 0x4034000000000000, 0x4d00, 0x41a0}, {0x41a80000, 0x4035000000000000, 0x4d40, 0x41a8},
+        {0x42c80000, 0x4059000000000000, 0x5640, 0x42c8}, {0x43fa0000, 0x407f400000000000, 0x5fd0, 0x43fa},
+        {0x7f800000, 0x7ff0000000000000, 0x7c00, 0x7f80}, {0x7fc00000, 0x7ff8000000000000, 0x7e00, 0x7fc0}};
     memcpy(memory.data() + (r * stride + c) * kBytes[dtype], &bits[what][dtype], kBytes[dtype]);
   }
   Logits part(int64_t first, int64_t classes) const {  // some classes, in memory of their own
@@ -178,6 +179,7 @@ template <class Work>
 void in_two_threads(int64_t rows, int64_t scratch_bytes, const Work& work) {
   const auto part = [&](int64_t begin, int64_t end) {
     Array<char> scratch((scratch_bytes + 63) / 64 * 64);
+    if (begin) std::fill(scratch.begin(), scratch.end(), 0x41);  // numbers that nothing may come of, after NaN
     work(begin, end, scratch.data());
   };
   std::thread first(part, 0, rows / 2);

@@ -35,9 +35,11 @@ Truth truth_of(const Numbers& z, int64_t y) {
 
 template <class R>
 void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
-  const int64_t rows = 37;
+  const int64_t rows = 33;
   Logits logits(dtype, rows, classes, 3);
   logits.fill(random, 2);
+  const int64_t top = std::min<int64_t>(classes - 1, 70);
+  logits.put(4, std::max<int64_t>(top - 1, 0), kTwenty), logits.put(4, top, kTwentyOne);  // the second just before
   Array<R> temperature(rows);
   Array<int64_t> target(rows), argmax(rows);
   Array<char> mask(rows * classes);
@@ -69,7 +71,8 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
     // The gradient of all four, over logits of their own.
     Array<R> up[4];
     for (auto& u : up)
-      for (int64_t r = 0; r < rows; ++r) u.push_back(R(double(random() % 1000) / 500 - 1));
+      for (int64_t r = 0; r < rows; ++r)
+        u.push_back(R(r == 3 || r == rows - 1 ? 0 : double(random() % 1000) / 500 - 1));
     Logits gradient = logits;
     SoftmaxStatsBackward back = {in,
                                  out[1].data(),
@@ -112,6 +115,53 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
   }
 }
 
+// Rows that are not sound: NaN is the largest, several +inf are no NaN; a target or a maximum that is no class.
+template <class R>
+void check_unsound(Dtype dtype, int64_t classes, std::mt19937& random) {
+  const int64_t rows = 9, last = classes - 1, places[] = {last, std::min<int64_t>(1024, last), 0, last / 2};
+  Logits logits(dtype, rows, classes, 0);
+  logits.fill(random, 2);
+  for (int64_t r = 0; r < rows; ++r)
+    if (r < 4 || r == rows - 1) logits.put(r, places[r % 4], r < 4 ? kNan : kInfinity);
+  logits.put(rows - 1, 0, kInfinity);
+  const Array<R> temperature(1, 1), up(rows, 1);
+  Array<int64_t> target(rows, 0), argmax(rows);
+  target[5] = classes, target[6] = -1;
+  const StatsInput in = {logits.matrix(classes), {}, {1, 0}, temperature.data(), 0, target.data()};
+  Array<R> out[6];
+  for (auto& o : out) o.resize(rows);
+  const SoftmaxStats op = {
+      in, out[0].data(), out[1].data(), out[2].data(), out[3].data(), argmax.data(), out[4].data(), out[5].data()};
+  Array<char> scratch((kernels.scratch_bytes(classes) + 63) / 64 * 64);
+  kernels.softmax_stats[dtype](op, 0, rows, scratch.data());
+  for (int64_t r = 0; r < rows; ++r) {
+    const bool sound = r >= 4 && r < rows - 1, inside = target[r] == 0;
+    const int64_t want = r == rows - 1 ? 0 : places[r % 4];
+    expect(sound || argmax[r] == want, "argmax", dtype, dtype, classes, double(argmax[r]), double(want));
+    expect(std::isnan(out[2][r]) == !sound, "max_prob", dtype, dtype, classes, out[2][r], 0);
+    for (int k = 4; k < 6; ++k)
+      expect(std::isnan(out[k][r]) == !(sound && inside), "of a target", dtype, dtype, classes, out[k][r], 0);
+  }
+  expect(std::isinf(out[0][rows - 1]), "logsumexp", dtype, dtype, classes, out[0][rows - 1], HUGE_VAL);
+
+  argmax[7] = classes;
+  Logits gradient(dtype, rows, classes, 0);
+  const SoftmaxStatsBackward back = {in,
+                                     out[1].data(),
+                                     out[2].data(),
+                                     argmax.data(),
+                                     up.data(),
+                                     up.data(),
+                                     up.data(),
+                                     up.data(),
+                                     gradient.matrix(classes),
+                                     false};
+  kernels.softmax_stats_backward[dtype](back, 4, 8, scratch.data());
+  for (int64_t r = 4; r < 8; ++r)
+    for (int64_t c = 0; c < classes; ++c)
+      expect(std::isnan(gradient.at(r, c)) == (r > 4), "gradient", dtype, dtype, classes, gradient.at(r, c), 0);
+}
+
 template <class R>
 void check_disagreement(Dtype s, Dtype t, int64_t classes, std::mt19937& random) {
   const int64_t rows = 9;
@@ -147,11 +197,11 @@ void check_disagreement(Dtype s, Dtype t, int64_t classes, std::mt19937& random)
 
 int main() {
   std::mt19937 random(1);
-  for (int64_t classes : {1, 2, 7, 16, 33, 64, 100, 256, 257, 1023, 1025, 2100}) {
-    check_stats<float>(f32, classes, random);
-    check_stats<double>(f64, classes, random);
-    check_stats<float>(f16, classes, random);
-    check_stats<float>(bf16, classes, random);
+  for (int64_t classes : {1, 2, 7, 15, 16, 33, 64, 100, 256, 257, 1023, 1024, 1025, 2064}) {
+    check_stats<float>(f32, classes, random), check_unsound<float>(f32, classes, random);
+    check_stats<double>(f64, classes, random), check_unsound<double>(f64, classes, random);
+    check_stats<float>(f16, classes, random), check_unsound<float>(f16, classes, random);
+    check_stats<float>(bf16, classes, random), check_unsound<float>(bf16, classes, random);
     for (Dtype s : {f32, f16, bf16})
       for (Dtype t : {f32, f16, bf16}) check_disagreement<float>(s, t, classes, random);
     check_disagreement<double>(f64, f64, classes, random);
