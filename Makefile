@@ -11,7 +11,7 @@ BUILDING := TAMIS_TESTING=$(TAMIS_TESTING) TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cma
 PIP := python -m pip install -q --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench aot sanitize mutate docs wheel-test clean build
+.PHONY: demo test lint bench aot sanitize mutate gpu-test docs wheel-test clean build
 demo: build
 	$(BIN)/tamis demo
 
@@ -37,6 +37,18 @@ sanitize:
 mutate: $(VENV)/installed
 	cd tests && $(abspath $(BIN))/python -m cuda_emulator.mutate
 	cd tests && $(abspath $(BIN))/python -m mutation.cpu
+
+# Needs an NVIDIA GPU, its driver and a torch built for CUDA (TORCH, where the index's default is another); nvcc and
+# compute-sanitizer are used where they are. Ten minutes beyond setting up; writes benchmarks/results/<device>.json and .md.
+# DRY_RUN=1 lists what would run. In an environment of one's own: python tests/gpu/run.py
+gpu-test:
+ifdef DRY_RUN
+	$(PYTHON) tests/gpu/run.py --dry-run
+else
+	$(PYTHON) tests/gpu/run.py --find
+	TAMIS_CUDA=off $(MAKE) $(VENV)/installed
+	$(BUILDING) $(BIN)/python tests/gpu/run.py
+endif
 
 docs: build
 	$(BIN)/python -m tamis.docs docs/ops.md

@@ -115,6 +115,27 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   m.def("_philox(Tensor ids, SymInt seed, SymInt offset) -> Tensor");
 
   // sparse_mlp
+  m.def("gaussian_topk(Tensor x, SymInt k) -> Tensor");
+  m.def(
+      "topk_mlp(Tensor x, Tensor w_up, Tensor? b_up, Tensor w_down, Tensor? b_down, SymInt k, Tensor? w_gate=None, "
+      "Tensor? b_gate=None, str activation=\"relu\", str selection=\"exact\") -> Tensor");
+  // The result; int32: how many neurons each token has active, and which [tokens, k]; their hidden values and, where it
+  // saves them for the backward, pre-activations, up and then gate.
+  m.def(
+      "_topk_mlp_forward(Tensor x, Tensor w_up, Tensor? b_up, Tensor w_down, Tensor? b_down, int k, Tensor? w_gate, "
+      "Tensor? b_gate, str activation, bool saves) -> Tensor[]");
+  // Those wanted of the gradients of x, w_up, b_up, w_down, w_gate, b_gate.
+  m.def(
+      "_topk_mlp_backward(Tensor grad, Tensor x, Tensor w_up, Tensor w_down, Tensor? w_gate, Tensor count, "
+      "Tensor index, Tensor hidden, Tensor up_at, Tensor? gate_at, str activation, bool[] wanted) -> Tensor[]");
+  // relu(x - mean - deviations * std) of each row.
+  m.def("_gaussian_cut(Tensor x, float deviations) -> Tensor");
+  m.def("_gaussian_cut_backward(Tensor grad, Tensor x, float deviations) -> Tensor");
+  // x w^T + b: of few tokens in the arithmetic's dtype, by a kernel of our own.
+  m.def("_project(Tensor x, Tensor w, Tensor? b) -> Tensor");
+  // hidden [*, d_ff] w + b, by what of hidden is not 0; the gradients of it there, and of w, those wanted.
+  m.def("_sparse_linear(Tensor hidden, Tensor w, Tensor? b) -> Tensor");
+  m.def("_sparse_linear_backward(Tensor grad, Tensor hidden, Tensor w, bool[] wanted) -> Tensor[]");
   m.def("topk(Tensor x, SymInt k, int dim=-1, bool sorted=True) -> (Tensor values, Tensor indices)");
 
   m.def("_isa() -> str");

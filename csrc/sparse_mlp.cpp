@@ -19,13 +19,39 @@ std::tuple<Tensor, Tensor> topk(const Tensor& x_, int64_t k, int64_t dim, bool s
   Tensor indices = advise_huge_pages(torch::stable::new_empty(x, axes, ScalarType::Long));
   const TopK op = {*walk(x), k, sorted, values.mutable_data_ptr(), static_cast<int64_t*>(indices.mutable_data_ptr())};
   const auto kernel = kernels().sparse_mlp.topk[dtype_of(what, x)];
-  over_rows(what, rows_of(x), size, kernels().sparse_mlp.topk_scratch_bytes(size, k),
+  over_rows(what, rows_of(x), size, kernels().sparse_mlp.choose_scratch_bytes(size, k),
             [&](int64_t begin, int64_t end, void* scratch) { kernel(op, begin, end, scratch); });
   if (last) return {values, indices};
   return {torch::stable::transpose(values, dim, -1), torch::stable::transpose(indices, dim, -1)};
 }
 
+Tensor gaussian(const char* what, const Tensor& x_, double deviations, const std::optional<Tensor>& grad) {
+  const Tensor x = logits(what, x_);
+  Tensor out = advise_huge_pages(torch::stable::new_empty(x, shape(x)));
+  const Tensor of_out = grad ? torch::stable::contiguous(*grad) : x;
+  STD_TORCH_CHECK(!grad || (shape(of_out) == shape(x) && of_out.scalar_type() == x.scalar_type()), what,
+                  ": grad: expected x's shape and dtype");
+  const int64_t n = x.size(x.dim() - 1);
+  const GaussianTopK op = {*walk(x), deviations, grad ? of_out.const_data_ptr() : nullptr, out.mutable_data_ptr()};
+  const auto& k = kernels().sparse_mlp;
+  const auto kernel = (grad ? k.gaussian_backward : k.gaussian)[dtype_of(what, x)];
+  torch::stable::parallel_for(0, rows_of(x), grain(n),
+                              [&](int64_t begin, int64_t end) { kernel(op, begin, end, nullptr); });
+  return out;
+}
+
+Tensor gaussian_cut(const Tensor& x, double deviations) {
+  return gaussian("tamis.gaussian_topk: x", x, deviations, std::nullopt);
+}
+Tensor gaussian_cut_backward(const Tensor& grad, const Tensor& x, double deviations) {
+  return gaussian("tamis.gaussian_topk: x", x, deviations, grad);
+}
+
 }  // namespace
 }  // namespace tamis
 
-STABLE_TORCH_LIBRARY_IMPL(tamis, CPU, m) { m.impl("topk", TORCH_BOX(&tamis::topk)); }
+STABLE_TORCH_LIBRARY_IMPL(tamis, CPU, m) {
+  m.impl("topk", TORCH_BOX(&tamis::topk));
+  m.impl("_gaussian_cut", TORCH_BOX(&tamis::gaussian_cut));
+  m.impl("_gaussian_cut_backward", TORCH_BOX(&tamis::gaussian_cut_backward));
+}

@@ -21,6 +21,9 @@ PUBLIC = {
     if name.startswith("tamis::") and "::_" not in name
 }
 SCHEMAS = {
+    "gaussian_topk": "tamis::gaussian_topk(Tensor x, SymInt k) -> Tensor",
+    "topk_mlp": "tamis::topk_mlp(Tensor x, Tensor w_up, Tensor? b_up, Tensor w_down, Tensor? b_down, SymInt k, "
+    'Tensor? w_gate=None, Tensor? b_gate=None, str activation="relu", str selection="exact") -> Tensor',
     "topk": "tamis::topk(Tensor x, SymInt k, int dim=-1, bool sorted=True) -> (Tensor values, Tensor indices)",
     "deviation_stats": "tamis::deviation_stats(Tensor student_logits, Tensor teacher_logits, SymInt? vocab_size=None, "
     "float? student_softcap=None, float? teacher_softcap=None, float student_logit_scale=1., "

@@ -20,6 +20,11 @@ class TritonVariant:
     registers: int | None = None  # a thread may have; without a number ptxas may spill to fit more programs
     fusion: bool = True  # of products with sums
 
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * self.warps
+
 
 @dataclass(frozen=True)
 class CudaVariant:
@@ -30,3 +35,4 @@ class CudaVariant:
     dtype: str
     label: str
     instance: str  # as C++ spells it: "tamis::cuda::scale_rows_kernel<float>"
+    threads: int  # of a block, as it is launched

@@ -1,8 +1,7 @@
 // Pieces of an exact selection of the k largest of a row, by radix: count a digit of all keys, find the digit of the
 // k-th, go on with those that share it. Integers alone are added by atomics, so the order of threads shows nowhere.
 #pragma once
-#include <cuda_runtime.h>
-#include <stdint.h>
+#include "device.cuh"
 
 namespace tamis::cuda {
 

@@ -95,6 +95,70 @@ int64_t keep(Cut<K> at, K* keys, int64_t* indices, int64_t n) {
   return kept;
 }
 
+template <class R>
+struct CountOf {
+  using type = int32_t;
+  using V = I32;
+};
+template <>
+struct CountOf<double> {
+  using type = int64_t;
+  using V = I64;
+};
+template <class R>
+using Count = typename CountOf<R>::type;
+template <class R>
+constexpr int64_t kCounted = 8 * kLanes<typename CountOf<R>::V>;  // at most so many are ranked by counting
+
+template <class V>
+V count_greater(V count, V key, V than) {
+#if defined(__AVX512F__) && TAMIS_LANES == 16
+  if constexpr (sizeof(count[0]) == 4)
+    return (V)_mm512_mask_sub_epi32((__m512i)count, _mm512_cmpgt_epi32_mask((__m512i)key, (__m512i)than),
+                                    (__m512i)count, _mm512_set1_epi32(-1));
+#endif
+  return count - (key > than);
+}
+
+// before[i..] of kVectors vectors of keys.
+template <int kVectors, class K, class C>
+void count_before(const K* keys, int64_t n, int64_t i, C* before) {
+  typedef C V __attribute__((vector_size(kBytes)));
+  typedef K U __attribute__((vector_size(kBytes)));
+  constexpr int64_t lanes = kLanes<V>;
+  constexpr K kLowest = K(1) << (8 * sizeof(K) - 1);  // keys as signed numbers; none is the least
+  V own[kVectors], count[kVectors] = {}, lane;
+  for (int l = 0; l < lanes; ++l) lane[l] = l;
+  memcpy(own, keys + i, sizeof own);
+  for (V& v : own) v ^= C(kLowest);
+  const auto key = [&](int64_t j) { return V{} + C(keys[j] ^ kLowest); };
+  const auto less = [](V v) { return V(U(v) - 1); };
+  for (int64_t j = 0; j < i; ++j)
+    for (int v = 0; v < kVectors; ++v) count[v] = count_greater(count[v], key(j), less(own[v]));
+#pragma GCC unroll 4
+  for (int u = 0; u < kVectors; ++u)  // the vector that has j; equal keys count before it, not after
+    for (int64_t j = i + u * lanes; j < n && j < i + (u + 1) * lanes; ++j)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const V than = v < u ? own[v] : v > u ? less(own[v]) : V(U(own[v]) + U(lane > C(j - i - u * lanes)));
+        count[v] = count_greater(count[v], key(j), than);
+      }
+  for (int64_t j = i + kVectors * lanes; j < n; ++j)
+    for (int v = 0; v < kVectors; ++v) count[v] = count_greater(count[v], key(j), own[v]);
+  memcpy(before + i, count, sizeof count);
+}
+
+// before [kCounted], how many of n keys come before each: the larger ones, and equal ones in front of it. Both end in
+// four whole vectors.
+template <class K, class C>
+void count_before(const K* keys, int64_t n, C* before) {
+  constexpr int64_t lanes = kBytes / sizeof(C);
+  int64_t i = 0;
+  constexpr int kTogether = TAMIS_LANES == 16 ? 4 : 2;  // as registers last
+  for (; n - i > lanes * kTogether / 2; i += kTogether * lanes) count_before<kTogether>(keys, n, i, before);
+  for (; i < n; i += lanes) count_before<1>(keys, n, i, before);
+}
+
 // Descending, equals as they were. keys and indices [n] hold the result; other_ the same sizes to work in.
 template <class K>
 void sort_descending(K* keys, int64_t* indices, K* other_keys, int64_t* other_indices, int64_t n, int64_t* bins) {

@@ -168,7 +168,7 @@ inline int64_t upto(int64_t left, int64_t most) {
 
 // The first n elements, 1..kLanes; the lanes behind them read `fill`.
 template <class T>
-inline auto load_some(const T* p, int64_t n, float fill = -kInf) {
+inline auto load_upto(const T* p, int64_t n, float fill = -kInf) {
   TAMIS_PROMISED(n > 0 && n <= kLanes<decltype(load(p))>);
 #ifdef __AVX512F__
   if constexpr (sizeof(F32) == 64 && __is_same(T, float))
@@ -180,8 +180,15 @@ inline auto load_some(const T* p, int64_t n, float fill = -kInf) {
   for (int64_t i = n; i < kLanes<decltype(v)>; ++i) v[i] = fill;
   return v;
 }
+// One.
+inline float number(const float* x) { return *x; }
+inline double number(const double* x) { return *x; }
+template <class T>
+Real<T> number(const T* x) {
+  return load_tail(x, 1)[0];
+}
 template <class T, class V>
-inline void store_some(T* p, int64_t n, V v) {
+inline void store_upto(T* p, int64_t n, V v) {
   TAMIS_PROMISED(n > 0 && n <= kLanes<V>);
 #ifdef __AVX512F__
   if constexpr (sizeof(V) == 64 && __is_same(T, float)) return _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
@@ -195,12 +202,12 @@ inline void store_some(T* p, int64_t n, V v) {
 template <class T>
 inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
   TAMIS_PROMISED(n < kLanes<decltype(load(p))>);
-  return load_some(p, n, fill);
+  return load_upto(p, n, fill);
 }
 template <class T, class V>
 inline void store_tail(T* p, int64_t n, V v) {
   TAMIS_PROMISED(n < kLanes<V>);
-  store_some(p, n, v);
+  store_upto(p, n, v);
 }
 
 template <class V>

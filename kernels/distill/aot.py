@@ -132,7 +132,8 @@ def _row_sum(dtype: str) -> TritonVariant:
 
 
 def _scale_rows(dtype: str, spelled: str) -> CudaVariant:
-    return CudaVariant("cuda.cuh", "scale_rows_kernel", dtype, dtype, f"tamis::cuda::scale_rows_kernel<{spelled}>")
+    instance = f"tamis::cuda::scale_rows_kernel<{spelled}>"
+    return CudaVariant("cuda.cuh", "scale_rows_kernel", dtype, dtype, instance, threads=256)
 
 
 VARIANTS: list[TritonVariant | CudaVariant] = [

@@ -129,7 +129,7 @@ class Entries : Walk<S> {
       const int64_t n = block_size(classes_, c);
       V sum{};
       for (int64_t i = 0; i < n; i += kLanes<V>) {
-        const V a = exp_nonpositive(load_some(s + i, upto(n - i, kLanes<V>)) - top, inverse_tau);
+        const V a = exp_nonpositive(load_upto(s + i, upto(n - i, kLanes<V>)) - top, inverse_tau);
         store(a_ + c + i, a);
         sum += a;
       }

@@ -215,8 +215,8 @@ void write_gradient(T* gradient, const T* s, int64_t n, R* a, const R* b, const 
   if (!transform.identity()) {
     for (int64_t i = 0; i < n; i += kLanes<Vector<R>>) {
       const int64_t left = upto(n - i, kLanes<Vector<R>>);
-      const Vector<R> dy = transform.slope(transform(load_some(s + i, left)));  // equivalent: any fill
-      store_some(a + i, left, at(i) * dy);
+      const Vector<R> dy = transform.slope(transform(load_upto(s + i, left)));  // equivalent: any fill
+      store_upto(a + i, left, at(i) * dy);
       if (i <= target && target < i + left) at_target *= dy[target - i];
     }
     f = {1, 0, 0, 0};

@@ -47,7 +47,7 @@ void write(const SoftmaxStats& op, int64_t r, int64_t n, const R* x, const Found
   const int64_t classes = op.in.logits.classes;
   const R nan = kInf - kInf;
   const V sound = f.max > -kInf && f.max < kInf ? V{} : V{} + nan;  // added to every number
-  const auto put = [&](void* out, V value) { store_some(static_cast<R*>(out) + r, n, value); };
+  const auto put = [&](void* out, V value) { store_upto(static_cast<R*>(out) + r, n, value); };
   put(op.max_prob, 1 / f.z + sound);
   put(op.entropy, f.log_z - f.energy / f.z + sound);
   put(op.margin, sound - expm1((f.second - f.max) * inverse_tau) / f.z);

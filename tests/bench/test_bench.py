@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tamis.benchmarks
@@ -13,10 +14,11 @@ import torch
 from rich.console import Console
 from tamis.bench import Case, Route, machine, plots, run, table
 from tamis.bench.machine import ALLOCATORS, allocator_environment, allocator_mode, header
-from tamis.bench.measure import Limits, Probes, alternate, measure, native_probes, quantile, relative_errors
+from tamis.bench.measure import Limits, Meter, Probes, alternate, measure, native_probes, quantile, relative_errors
 from tamis.bench.memory import peak_bytes
 from tamis.bench.report import render, report
 from tamis.bench.table import COLUMNS, seconds, show, show_comparison
+from torch.utils._pytree import tree_leaves
 
 HOME = Path(next(iter(tamis.benchmarks.__path__)))
 FEW = Limits(0.0, 3, 3, warm=0.0)
@@ -309,3 +311,78 @@ def test_only_float32_is_held_against_float32_rates():
     linear = [case for case in cases("distill", quick=False, peers=False) if case.op.startswith("linear")]
     assert {case.dtype for case in linear} == {"float32", "bfloat16"}
     assert all((case.flops > 0) == (case.dtype == "float32") for case in linear)
+
+
+@pytest.mark.parametrize("family", run.families())
+def test_cases_move_to_a_device(family, monkeypatch):
+    """To the CPU here: what is moved keeps its values and its wish for a gradient, and all that runs there runs."""
+    from tamis.bench import cuda
+    from tamis.bench.worker import cases
+
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    first = next(iter(cases(family, quick=True, peers=True)))
+    moved = cuda.on_device(first)
+    for got, want in zip(tree_leaves(moved.setup()), tree_leaves(first.setup()), strict=True):
+        if isinstance(want, torch.Tensor):
+            assert torch.equal(got, want)
+            assert got.requires_grad == want.requires_grad
+    rows = measure(moved, FEW, Probes(), Meter(lambda route, calls: 1.0, lambda call: (call(), 7)[1]))
+    assert [row["peak_bytes"] for row in rows if "failed" not in row] == [7] * sum("failed" not in row for row in rows)
+    assert rows[0]["median_s"] == 1.0
+
+
+def test_a_result_of_a_device_says_so(result):
+    device = {"device": "A device", "capability": "9.0", "cuda": "13.0", "driver": "1"}
+    there = {"header": result["header"] | device, "rows": [row | {"allocator": "cuda"} for row in result["rows"]]}
+    console = Console(record=True, width=200)
+    show(there, console)
+    for text in (console.export_text(), render([("device", there)])):
+        assert "A device (sm 9.0, CUDA 13.0, driver 1)" in text
+        assert "float32, CUDA" in text
+        assert "On CUDA: times between two events" in text.replace("\n", " ")
+
+
+class Event:
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        pass
+
+    synchronize = record
+
+    def elapsed_time(self, end):
+        return 2.0  # ms
+
+
+def test_a_worker_on_a_device(monkeypatch):
+    """The CPU stands for it; its clock is fixed."""
+    from tamis.bench import cuda
+    from tamis.bench.worker import Job, work
+
+    properties = SimpleNamespace(name="A device", major=9, minor=0, total_memory=8, L2_cache_size=64)
+    fakes = {
+        "Event": Event,
+        "get_device_properties": lambda: properties,
+        "synchronize": lambda: None,
+        "reset_peak_memory_stats": lambda: None,
+        "memory_allocated": lambda: 5,
+        "max_memory_allocated": lambda: 12,
+    }
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr("tamis.bench.worker.FULL", FEW)
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    cuda._scratch.cache_clear()
+    job = Job(
+        family="sparse_mlp", threads=torch.get_num_threads(), quick=False, peers=False, device="cuda", seconds=1e-9,
+        only="128x32000x64", out="",
+    )  # fmt: skip
+    done = work(job)
+    cuda._scratch.cache_clear()
+    assert done["header"]["device"] == "A device" and done["header"]["capability"] == "9.0"
+    assert {row["allocator"] for row in done["rows"]} == {"cuda"}
+    for row in done["rows"]:
+        assert row["median_s"] == pytest.approx(2e-3)
+        assert row["stream_percent"] == pytest.approx(100, rel=1e-3)
+        assert row["peak_bytes"] == 7

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tamis.benchmarks
+import torch
 import typer
 from tamis.bench import run as engine
 from tamis.cli import bench, demo, report
@@ -32,6 +33,7 @@ def invoke(*arguments):
         (["bench", "--threads", "0"], "--threads: expected all, or counts of 1 to"),
         (["bench", "--threads", "99999999999"], ", got 99999999999"),
         (["bench", "--quick", "--only", "nothing"], "--only: expected an expression that finds a case, got nothing"),
+        (["bench", "--device", "xpu"], "--device: expected cpu or cuda, got xpu"),
         (["bench", "--json", "/no/such/file"], "'--json': expected a file that can be written, got /no/such/file"),
         (["bench", "--json", "/"], "'--json': expected a file that can be written, got /"),
         (["bench", "--compare", "/no/such/file"], "'--compare': "),
@@ -46,6 +48,21 @@ def test_bad_options_are_named(arguments, words):
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert words in result.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="finds a device")
+def test_a_device_that_is_not_there_is_named():
+    result = invoke("bench", "--device", "cuda")
+    assert result.exit_code == 2
+    assert "--device: expected cpu where torch finds no CUDA device, got cuda" in result.output
+
+
+@pytest.mark.parametrize("option", [("--allocator", "kept"), ("--threads", "1")])
+def test_a_device_takes_no_option_of_the_host(option, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    result = invoke("bench", "--device", "cuda", *option)
+    assert result.exit_code == 2
+    assert "--device: expected cpu beside --allocator and --threads" in result.output
 
 
 def test_a_worker_that_fails_is_one_line(monkeypatch):

@@ -12,7 +12,7 @@ CONSTANT = r"\bk[A-Z]\w*\b(?:<(?:[^<>]|<[^<>]*>)*>)?|\bTAMIS_LANES\b|\b\d+\b|\bs
 COMPARISON = re.compile(r" (<=?|>=?) ")
 NAME = r"(?:\w+(?:\.|->))*\w+"
 LANES = re.compile(r"kLanes|TAMIS_LANES|\blanes\b|^64$")  # 64: bits of a word
-TAIL = re.compile(r"\b(load|store)_(?:tail|some)\(")
+TAIL = re.compile(r"\b(load|store)_(?:tail|some|upto)\(")
 
 
 def sources() -> list[Path]:

@@ -44,7 +44,7 @@ void check(Dtype dtype, int64_t n, int64_t k, Order order, bool sorted) {
   Array<int64_t> indices(rows * k);
   const TopK op = {x.matrix(n), k, sorted, values.data(), indices.data()};
   const auto& kernels = TAMIS_ISA::sparse_mlp;
-  in_two_threads(rows, kernels.topk_scratch_bytes(n, k),
+  in_two_threads(rows, kernels.choose_scratch_bytes(n, k),
                  [&](int64_t begin, int64_t end, void* scratch) { kernels.topk[dtype](op, begin, end, scratch); });
   for (int64_t r = 0; r < rows; ++r) {
     std::vector<int64_t> wanted(n);

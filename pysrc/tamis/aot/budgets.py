@@ -1,6 +1,7 @@
-"""kernels/budgets.json: what each kernel may take at most. No kernel may spill.
+"""kernels/budgets.json: what each kernel may take at most, and reach at least. No kernel may spill.
 
-{family/kernel: {"sass": [features every variant must show], "registers": {dtype: {arch: most}}, "shared": most}}
+{family/kernel: {"sass": [features every variant must show], "registers": {dtype: {arch: most}}, "shared": most,
+"occupancy": least percent}}
 """
 
 import json
@@ -35,6 +36,9 @@ def violations(kernels: list[Kernel], budgets: Budgets) -> list[str]:
             found.append(f"{what}expected at most {most} registers, got {r.registers}")
         if r.shared > row["shared"]:
             found.append(f"{what}expected at most {row['shared']} bytes of shared memory, got {r.shared}")
+        least = row.get("occupancy", 0)
+        if kernel.occupancy < least:
+            found.append(f"{what}expected an occupancy of at least {least}%, got {kernel.occupancy}%")
         found += [f"{what}expected {f} in its code" for f in row.get("sass", ()) if not shows(kernel, f)]
     return found
 
@@ -60,10 +64,13 @@ def write(kernels: list[Kernel], path: Path) -> None:
     budgets: Budgets = {}
     for kernel in kernels:
         e, r = kernel.entry, kernel.resources
-        row = budgets.setdefault(f"{e.family}/{e.variant.kernel}", {"sass": [], "shared": 0, "registers": {}})
+        row = budgets.setdefault(
+            f"{e.family}/{e.variant.kernel}", {"sass": [], "shared": 0, "occupancy": 100, "registers": {}}
+        )
         most = row["registers"].setdefault(e.variant.dtype, {})
         most[e.arch_name] = max(most.get(e.arch_name, 0), -(-r.registers // 8) * 8)
         row["shared"] = max(row["shared"], r.shared)
+        row["occupancy"] = min(row["occupancy"], int(kernel.occupancy))
     for name, row in budgets.items():
         own = [k for k in kernels if f"{k.entry.family}/{k.entry.variant.kernel}" == name]
         row["sass"] = [feature for feature in FEATURES if all(shows(k, feature) for k in own)]

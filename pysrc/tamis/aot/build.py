@@ -11,7 +11,7 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
-from . import cuda, triton
+from . import cuda, occupancy, triton
 from .inventory import Entry
 from .resources import Resources, measure
 
@@ -26,7 +26,15 @@ class Kernel:
     cubin: Path
     resources: Resources
 
-    def json(self) -> dict[str, str | int]:
+    @property
+    def occupancy(self) -> float:
+        """Percent of a multiprocessor's warps that it can keep there."""
+        e, r = self.entry, self.resources
+        # From sm_90 on, a cubin counts the driver's share with its own shared memory, if it has any.
+        driver = occupancy.RESERVED if e.arch >= 90 and r.shared >= occupancy.RESERVED else 0
+        return occupancy.percent(e.arch, e.variant.threads, r.registers, r.shared - driver)
+
+    def json(self) -> dict[str, str | int | float]:
         e, r = self.entry, self.resources
         return {
             "name": e.variant.kernel,
@@ -37,6 +45,8 @@ class Kernel:
             "spills": r.stack + r.local,  # nothing here calls or indexes a local array, so stack is spilled registers
             "shared": r.shared,
             "file": e.file,
+            "threads": e.variant.threads,
+            "occupancy": self.occupancy,
         }
 
 

@@ -28,7 +28,7 @@ def allocator_mode() -> str:
 def allocator_environment(mode: str) -> dict[str, str]:
     """This environment, in another mode. glibc reads it once, at start, so it takes a new process."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
-    return kept | ALLOCATORS[mode]
+    return kept | ALLOCATORS.get(mode, {})
 
 
 def huge_pages() -> str:

@@ -31,6 +31,18 @@ LONG = 1.0  # seconds; a run of so many, after the first round's, needs no other
 MOST_A_ROUND = 5  # runs of a fast route that count: a hiccup of the machine in one of them is lost in the median
 
 
+class Meter(NamedTuple):
+    """How a device is timed.
+
+    Args:
+        once: seconds a call of a route, so many in a row.
+        peak: bytes of memory that a call takes at most, where that can be known.
+    """
+
+    once: Callable[[Route, int], float]
+    peak: Callable[[Callable[[], object]], int | None]
+
+
 class Probes(NamedTuple):
     """The machine's own rates, measured between the routes; None where a case has no such bound.
 
@@ -78,6 +90,9 @@ def _once(route: Route, calls: int) -> float:
     return (end - start) * 1e-9
 
 
+HOST = Meter(_once, peak_bytes)
+
+
 def alternate(actions: Mapping[str, Callable[[], float]], limits: Limits) -> dict[str, list[float]]:
     """What each action gave when it was warm, round by round."""
     samples: dict[str, list[float]] = {name: [] for name in actions}
@@ -108,12 +123,12 @@ def relative_errors(got: Results, truth: Results) -> list[float]:
     """Of each result: the largest difference over the largest true value."""
     errors = []
     for value, true in zip(got, truth, strict=True):
-        difference = (value.detach().double() - true).abs().max()
+        difference = (value.detach().to(true.device).double() - true).abs().max()
         errors.append(float(difference / true.abs().max().clamp_min(torch.finfo(torch.float64).tiny)))
     return errors
 
 
-def measure(case: Case, limits: Limits, probes: Probes | None = None) -> list[dict[str, Any]]:
+def measure(case: Case, limits: Limits, probes: Probes | None = None, meter: Meter = HOST) -> list[dict[str, Any]]:
     """One row a provider; a provider that fails has `failed` instead of figures.
 
     Args:
@@ -133,7 +148,7 @@ def measure(case: Case, limits: Limits, probes: Probes | None = None) -> list[di
             row |= {"loss_error": loss} | ({"gradient_error": max(gradients)} if gradients else {})
             route.run(route.prepare())  # warm
             prepared = route.prepare()
-            row["peak_bytes"] = peak = peak_bytes(partial(route.run, prepared))
+            row["peak_bytes"] = peak = meter.peak(partial(route.run, prepared))
             if case.results and peak is not None:
                 row["beyond_bytes"] = max(0, peak - case.results)
             del prepared
@@ -141,7 +156,7 @@ def measure(case: Case, limits: Limits, probes: Probes | None = None) -> list[di
             routes.pop(name, None)
             row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]
     del truth
-    actions: dict[str, Callable[[], float]] = {n: partial(_once, route, case.calls) for n, route in routes.items()}
+    actions: dict[str, Callable[[], float]] = {n: partial(meter.once, r, case.calls) for n, r in routes.items()}
     rates = {f"probe {kind}": probe for kind, probe in probes._asdict().items() if probe is not None}
     samples = alternate(actions | rates, limits)
     floors = _floors(case, samples)

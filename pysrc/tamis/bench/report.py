@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .plots import kinds, plot
 from .run import Result, Row, load
-from .table import COLUMNS, LEGEND, machine, title
+from .table import COLUMNS, LEGEND, LEGEND_CUDA, machine, title
 
 INTRODUCTION = """# Benchmarks
 
@@ -22,15 +22,21 @@ def render(results: Iterable[tuple[str, Result]]) -> str:
     parts = [INTRODUCTION, LEGEND + "\n"]
     for name, result in results:
         parts += [f"## {name}\n", machine(result["header"]) + "\n"]
+        parts += [LEGEND_CUDA + "\n"] if "device" in result["header"] else []
         parts += [_summary(result["rows"])]
         parts += [f"![{shown}](plots/{name}-{kind}.png)\n" for kind, shown in kinds(result).items()]
-        tables: dict[str, list[Row]] = {}
-        for row in result["rows"]:
-            tables.setdefault(title(row), []).append(row)
-        parts += [f"### {heading}\n\n{_table(rows)}" for heading, rows in tables.items()]
+        parts += tables(result["rows"])
     if len(parts) == 2:
         parts.append("No results yet.\n")
     return "\n".join(parts)
+
+
+def tables(rows: list[Row]) -> list[str]:
+    """One a case, under its heading."""
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        cases.setdefault(title(row), []).append(row)
+    return [f"### {heading}\n\n{_table(case)}" for heading, case in cases.items()]
 
 
 def _line(cells: Iterable[str]) -> str:

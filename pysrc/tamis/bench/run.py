@@ -39,13 +39,24 @@ def run(
     quick: bool = False,
     peers: bool = False,
     only: str = "",
+    device: str = "cpu",
+    seconds: float = 0,
 ) -> Result:
     """Every family in every allocator mode at every thread count, each in its own process. Raises WorkerFailed."""
     result: Result = {"schema": SCHEMA, "header": {}, "rows": []}
     for family in names:
         for allocator in allocators:
             for count in threads:
-                job = Job(family=family, threads=count, quick=quick, peers=peers, only=only, out="")
+                job = Job(
+                    family=family,
+                    threads=count,
+                    quick=quick,
+                    peers=peers,
+                    only=only,
+                    device=device,
+                    seconds=seconds,
+                    out="",
+                )
                 part = _worker(job, allocator)
                 result["header"] = result["header"] or part["header"]
                 result["rows"] += part["rows"]

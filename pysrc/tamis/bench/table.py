@@ -54,22 +54,36 @@ LEGEND = (
     "largest difference from float64 over the largest true value."
 )
 
+LEGEND_CUDA = (
+    "On CUDA: times between two events on the stream, after the L2 was written over; a wait for the host is in them; "
+    "of a dispatch, the host's time. % streams: always of a copy there. Multiply-adds at the rate of torch's float32 "
+    "product. peak: what torch's allocator gives out."
+)
+
+
+def legend(header: Row) -> str:
+    return f"{LEGEND} {LEGEND_CUDA}" if "device" in header else LEGEND
+
 
 def case_of(row: Row) -> tuple[str, ...]:
     """What the rows of one table share."""
     shape = " x ".join(str(n) for n in row["shape"].values())
-    return row["op"], row["mode"], shape, row["dtype"], f"{row['threads']} threads", f"{row['allocator']} allocator"
+    threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+    place = "CUDA" if row["allocator"] == "cuda" else f"{threads}, {row['allocator']} allocator"
+    return row["op"], row["mode"], shape, row["dtype"], place
 
 
 def title(row: Row) -> str:
-    op, mode, shape, dtype, threads, allocator = case_of(row)
-    threads = "1 thread" if row["threads"] == 1 else threads
-    return f"{op}, {mode}: {shape} {dtype}, {threads}, {allocator}"
+    op, mode, shape, dtype, place = case_of(row)
+    return f"{op}, {mode}: {shape} {dtype}, {place}"
 
 
 def machine(header: Row) -> str:
     settings = "".join(f"{k}={v}; " for k, v in header.get("environment", {}).items())
-    return (
+    device = ""
+    if "device" in header:
+        device = f"{header['device']} (sm {header['capability']}, CUDA {header['cuda']}, driver {header['driver']}); "
+    return device + (
         f"{header['cpu']}, {header['cores']} cores, {header['isa']}, huge pages {header['huge_pages']}; {settings}"
         f"torch {header['torch']}, tamis {header['tamis']} at {header['commit']}; {header['date']}"
     )
@@ -87,7 +101,7 @@ def show(result: Result, console: Console) -> None:
         for row in rows:
             table.add_row(*(form(row) for _, form in COLUMNS))
         console.print(table)
-    console.print(LEGEND, style="dim")
+    console.print(legend(result["header"]), style="dim")
 
 
 def show_comparison(old: Result, new: Result, console: Console) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from . import cuda
 from .case import Case
 from .machine import allocator_mode, header
 from .measure import FULL, QUICK, measure, native_probes
@@ -24,6 +25,8 @@ class Job(TypedDict):
     quick: bool
     peers: bool
     only: str  # a regular expression: a case runs where it finds a match in its label
+    device: str  # cpu or cuda
+    seconds: float  # of measuring a case; 0 for the usual
     out: str
 
 
@@ -35,17 +38,22 @@ def cases(family: str, *, quick: bool, peers: bool) -> Iterable[Case]:
 
 def work(job: Job) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
-    head = header()
+    on_cuda, limits = job["device"] == "cuda", QUICK if job["quick"] else FULL
+    head = header() | (cuda.header() if on_cuda else {})
+    allocator = cuda.ALLOCATOR if on_cuda else allocator_mode()
+    limits = limits._replace(seconds=job["seconds"] or limits.seconds)
     rows: list[dict[str, Any]] = []
     for case in cases(job["family"], quick=job["quick"], peers=job["peers"]):
         if not re.search(job["only"], case.label):
             continue
-        print(f"{allocator_mode()} allocator, threads {job['threads']}: {case.label}", flush=True)
+        print(f"{allocator} allocator, threads {job['threads']}: {case.label}", flush=True)
         torch.compiler.reset()  # each shape is compiled for itself, as a training run would
-        probes = native_probes(case, head["isa"], job["threads"])
-        for row in measure(case, QUICK if job["quick"] else FULL, probes):
-            place = {"family": job["family"], "threads": job["threads"], "allocator": allocator_mode()}
-            rows.append(place | row)
+        if on_cuda:
+            measured = measure(cuda.on_device(case), limits, cuda.probes(case), cuda.METER)
+        else:
+            measured = measure(case, limits, native_probes(case, head["isa"], job["threads"]))
+        place = {"family": job["family"], "threads": job["threads"], "allocator": allocator}
+        rows += [place | row for row in measured]
     return {"header": head, "rows": rows}
 
 

@@ -31,7 +31,8 @@ def aot(
 
     def show(kernel: Kernel) -> None:
         row = kernel.json()
-        typer.echo(f"{row['registers']:4} registers {row['spills']:5} spilled {row['shared']:6} shared  {row['file']}")
+        numbers = f"{row['registers']:4} registers {row['spills']:5} spilled {row['shared']:6} shared"
+        typer.echo(f"{numbers} {row['occupancy']:5.1f}% occupied  {row['file']}")
 
     try:
         built = build(wanted, jobs, show)

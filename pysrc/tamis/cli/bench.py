@@ -27,6 +27,8 @@ def bench(
         str, typer.Option("--allocator", help="default (glibc's own), kept (pages stay with the process) or both.")
     ] = "",
     threads: Annotated[str, typer.Option("--threads", help="Counts, by comma; `all` is what torch would use.")] = "",
+    device: Annotated[str, typer.Option("--device", help="cpu, or cuda: by events on the stream.")] = "cpu",
+    seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="Of measuring a case; 0 is the usual.")] = 0.0,
     only: Annotated[str, typer.Option("--only", help="Only cases whose name this regular expression finds.")] = "",
 ) -> None:
     """Measure the kernels against torch and against this machine."""
@@ -46,6 +48,14 @@ def bench(
         re.compile(only)
     except re.error as error:
         raise typer.BadParameter(f"--only: expected a regular expression, got {only}: {error}") from None
+    if device not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"--device: expected cpu or cuda, got {device}")
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise typer.BadParameter("--device: expected cpu where torch finds no CUDA device, got cuda")
+        if allocator or threads:
+            raise typer.BadParameter("--device: expected cpu beside --allocator and --threads, got cuda")
+        allocator, threads = "cuda", "all"
     allocator = allocator or ("default" if quick else "both")
     counts = [_threads(word, torch.get_num_threads()) for word in (threads or ("1" if quick else "1,all")).split(",")]
     try:
@@ -60,6 +70,8 @@ def bench(
             quick=quick,
             peers=peers,
             only=only,
+            device=device,
+            seconds=seconds,
         )
     except engine.WorkerFailed as error:
         raise stop(str(error)) from None

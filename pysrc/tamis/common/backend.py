@@ -10,6 +10,7 @@ from torch import Tensor
 from .checks import check_choice, fail
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
+ON_GPU = {"topk": "cuda"}  # whose kernels these are, where they are not Triton's
 
 
 class Choice(NamedTuple):
@@ -29,7 +30,12 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def choose(fn: str, impl: str, tensor: Tensor, *, cuda_kernels: bool = False) -> Choice:
+def built(op: str) -> bool:
+    """Whether the CUDA C++ kernel of `op` was built, as it is where nvcc is found."""
+    return hasattr(torch.ops.tamis, f"_{op}_cuda")
+
+
+def choose(fn: str, impl: str, tensor: Tensor) -> Choice:
     """The implementation of `fn` for a tensor's device; `impl` or, where that is auto, TAMIS_BACKEND may name another.
 
     Raises:
@@ -43,22 +49,29 @@ def choose(fn: str, impl: str, tensor: Tensor, *, cuda_kernels: bool = False) ->
     if transformed and wanted != "reference":
         what = "torch.func transforms (vmap, grad, jvp, ...) are supported by impl='reference' alone"
         raise NotImplementedError(f"tamis.{fn}: {what}, got {wanted}")
-    device = tensor.device.type
+    device, on_gpu = tensor.device.type, ON_GPU.get(fn, "triton")
     if wanted == "auto":
         if device == "cpu":
             return Choice("cpu", "simd", "CPU tensors")
+        if device == "cuda" and on_gpu == "cuda" and not built(fn):
+            return Choice("reference", "plain torch", "tamis was built without nvcc")
         if device == "cuda":
-            return Choice("triton", f"{fn}_kernel", "CUDA tensors")
+            return Choice(on_gpu, fn if on_gpu == "cuda" else f"{fn}_kernel", "CUDA tensors")
         return Choice("reference", "plain torch", f"tamis has no kernel for {device}")
     reason = f"{forced}={wanted}"
     if wanted == "cpu" and device != "cpu":
         fail(fn, forced, "CPU tensors for cpu", device)
     if wanted == "triton":
+        if on_gpu != "triton":
+            fail(fn, forced, "an op with a Triton kernel for triton", fn)
         if device != "cuda" and not interpreted():
             fail(fn, forced, "CUDA tensors for triton (or TRITON_INTERPRET=1)", device)
         if importlib.util.find_spec("triton") is None:
             fail(fn, forced, "triton installed: pip install 'tamis[triton]'", "none", ImportError)
-    if wanted == "cuda" and (device != "cuda" or not cuda_kernels):
-        fail(fn, forced, "an op with a CUDA C++ kernel, and CUDA tensors, for cuda", f"{fn} on {device}")
+    if wanted == "cuda":
+        if on_gpu != "cuda" or device != "cuda":
+            fail(fn, forced, "an op with a CUDA C++ kernel, and CUDA tensors, for cuda", f"{fn} on {device}")
+        if not built(fn):
+            fail(fn, forced, "tamis built where nvcc is found, for cuda", "no CUDA kernels", ImportError)
     kernel = {"cpu": "simd", "triton": f"{fn}_kernel", "reference": "plain torch"}.get(wanted, fn)
     return Choice(wanted, kernel, reason)

@@ -20,7 +20,8 @@ def fail(fn: str, name: str, expected: str, got: object, error: type[Exception] 
 
 def check_tensor(fn: str, name: str, value: object) -> Tensor:
     if not isinstance(value, Tensor):
-        fail(fn, name, "a Tensor", type(value).__name__, TypeError)
+        hint = " (torch.from_dlpack shares its memory)" if hasattr(value, "__dlpack__") else ""
+        fail(fn, name, "a Tensor", type(value).__name__ + hint, TypeError)
     return value
 
 

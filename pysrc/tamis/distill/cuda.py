@@ -3,12 +3,12 @@
 Nothing here waits for the device. Without one, everything runs on CPU tensors in Triton's interpreter.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..common.backend import built
 from ..common.checks import real_dtype
 from ..common.cuda import Rows, debug, device_of, grid, known, on, rows_of, step_of, wider
 from ..kernels.distill.launch import launch
@@ -271,13 +271,7 @@ def scale_rows_(gradient: Tensor, grad: Tensor, factor: Tensor) -> None:
 
 def _scale_into(gradient: Tensor, grad: Tensor, factor: Tensor, out: Tensor) -> None:
     times = on(gradient, grad, real_dtype(gradient)), on(gradient, factor, real_dtype(gradient))
-    if gradient.is_cuda and gradient.is_contiguous() and _has_kernel():
+    if gradient.is_cuda and gradient.is_contiguous() and built("scale_rows"):
         torch.ops.tamis._scale_rows_cuda.default(gradient, *times, out)
         return
     torch.mul(gradient, (times[0] * times[1]).unsqueeze(-1) if times[0].dim() else times[0] * times[1], out=out)
-
-
-@cache
-def _has_kernel() -> bool:
-    """Whether _ops_cuda was built, which is so only where nvcc was found."""
-    return hasattr(torch.ops.tamis, "_scale_rows_cuda")

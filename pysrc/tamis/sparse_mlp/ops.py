@@ -9,7 +9,7 @@ from torch import Tensor
 from ..common.backend import choose
 from ..common.checks import FLOATS, NAMES, check_bool, check_dense, check_integer, fail
 from ..common.registry import below_autograd, register
-from . import reference
+from . import cuda, reference
 
 
 class TopK(NamedTuple):
@@ -30,7 +30,7 @@ def topk(x: Tensor, k: int, *, dim: int = -1, sorted: bool = True, impl: str = "
         x: float32, bfloat16, float16 or float64, any shape but a number's.
         k: 1 to the size of dim.
         sorted: descending; else in the order of their indices.
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu" or "cuda".
     Raises:
         TypeError, ValueError: an argument, before any work.
     """
@@ -72,4 +72,4 @@ def _fake(x: Tensor, k: int, dim: int, sorted: bool) -> tuple[Tensor, Tensor]:
     return next(made), next(made)
 
 
-register("topk", fake=_fake, reference=reference.topk, autograd=_TopK.apply)
+register("topk", fake=_fake, cuda=cuda.topk, reference=reference.topk, autograd=_TopK.apply)

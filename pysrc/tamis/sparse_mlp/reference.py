@@ -1,11 +1,67 @@
 """The same functions in plain torch, for any device."""
 
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+ACTIVATIONS = {
+    "relu": functional.relu,
+    "squared_relu": lambda x: functional.relu(x).square(),
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+}
+SELECTIONS = ("exact", "gaussian", "searched")
 
 
 def topk(x: Tensor, k: int, dim: int = -1, sorted: bool = True) -> tuple[Tensor, Tensor]:
     """By a stable sort, so of equals the lowest index comes first."""
-    indices = torch.sort(x, dim=dim, descending=True, stable=True).indices.narrow(dim, 0, k)
-    indices = indices.contiguous() if sorted else indices.sort(dim=dim).values
-    return x.gather(dim, indices), indices
+    x = x.transpose(dim, -1)
+    indices = torch.sort(x, dim=-1, descending=True, stable=True).indices.narrow(-1, 0, k)
+    indices = indices.contiguous() if sorted else indices.sort(dim=-1).values
+    return x.gather(-1, indices).transpose(dim, -1), indices.transpose(dim, -1)
+
+
+def deviations(k: int, n: int) -> float:
+    """Above the mean, beyond which a share k/n of a normal distribution lies; k < n."""
+    return NormalDist().inv_cdf(1 - k / n)
+
+
+def gaussian_topk(x: Tensor, k: int) -> Tensor:
+    n = x.shape[-1]
+    if k == n:
+        return x.clone()
+    real = x if x.dtype == torch.float64 else x.float()
+    std, mean = torch.std_mean(real, dim=-1, correction=0, keepdim=True)
+    return functional.relu(real - (mean + std * deviations(k, n))).to(x.dtype)
+
+
+def topk_mlp(
+    x: Tensor,
+    w_up: Tensor,
+    b_up: Tensor | None,
+    w_down: Tensor,
+    b_down: Tensor | None,
+    k: int,
+    w_gate: Tensor | None = None,
+    b_gate: Tensor | None = None,
+    activation: str = "relu",
+    selection: str = "exact",
+    *,
+    largest: Callable[[Tensor, int], Sequence[Tensor]] = topk,
+) -> Tensor:
+    """Dense: what is not selected is multiplied as zeros. largest: who selects."""
+    act = ACTIVATIONS[activation]
+    up = functional.linear(x, w_up, b_up)
+    gate = up if w_gate is None else functional.linear(x, w_gate, b_gate)
+    if selection == "gaussian":
+        gate = gaussian_topk(gate, k)
+    hidden = act(gate) if w_gate is None else act(gate) * up
+    if selection == "exact":
+        chosen = largest((hidden if w_gate is None else hidden.abs()).detach(), k)[1]
+        kept = torch.zeros_like(hidden, dtype=torch.bool).scatter(-1, chosen, True)
+        hidden = torch.where(kept, hidden, 0)
+    return functional.linear(hidden, w_down.mT, b_down)

@@ -133,6 +133,16 @@ def _topk(**options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (_logits(0, 4, 7).requires_grad_(), 3), options
 
 
+def _gaussian_topk(k: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (_logits(0, 2, 3, 7).requires_grad_(), k), {}
+
+
+def _topk_mlp(tokens: int, gated: bool, **options: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    shapes = [(tokens, 5), (12, 5), (12,), (12, 4), (4,), (12, 5), (12,)]
+    x, w_up, b_up, w_down, b_down, *gate = [_logits(i, *shape).requires_grad_() for i, shape in enumerate(shapes)]
+    return (x, w_up, b_up, w_down, b_down, 3, *(gate if gated else (None, None))), options
+
+
 def _softmax_stats() -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (_logits(0, 3, 7).requires_grad_(), None, torch.tensor(1.0)), {}
 
@@ -199,6 +209,12 @@ def op_examples() -> dict[str, list[Example]]:
             *(partial(_importance_sample, method, "inclusion") for method in METHODS[:2]),
         ],
         "soft_cross_entropy": [_soft_cross_entropy, partial(_soft_cross_entropy, 3), partial(_soft_cross_entropy, 7)],
+        "gaussian_topk": [partial(_gaussian_topk, 2), partial(_gaussian_topk, 7)],
+        "topk_mlp": [
+            *(partial(_topk_mlp, tokens, gated) for tokens in (2, 10) for gated in (False, True)),
+            partial(_topk_mlp, 3, True, activation="silu", selection="gaussian"),
+            partial(_topk_mlp, 10, False, activation="gelu"),
+        ],
         "topk": [_topk, partial(_topk, dim=0, sorted=False)],
         "topk_distill_loss": [
             *(partial(_topk_distill_loss_every_option, tail) for tail in TAILS),

@@ -1,0 +1,74 @@
+// Few tokens times a matrix whose rows are neurons.
+// Floor: the matrix read once. One token: a row at a time, for rows side by side are one stream, which memory
+// prefetches best. More: some rows together, so that a token's number is loaded once for all of them, by turns of one
+// vector.
+#include "../common/simd.h"
+#include "own.h"
+
+namespace tamis::TAMIS_ISA {
+namespace {
+
+constexpr int kSums = TAMIS_LANES == 16 ? 24 : 12;  // that fit registers
+
+template <class T, int kTokens, int kRows, int kChains>
+void some_rows(const Gemv& op, int64_t r) {
+  using R = Real<T>;
+  using V = Vector<R>;
+  constexpr int64_t lanes = kLanes<V>;
+  const R* const x = static_cast<const R*>(op.x);
+  const T* const w = static_cast<const T*>(op.w) + r * op.stride;
+  V sum[kRows][kTokens][kChains] = {};
+  const auto add = [&](int chain, auto number_at, auto token_at) {
+    V row[kRows];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) row[i] = number_at(w + i * op.stride);
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) {
+      const V v = token_at(x + t * op.size);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRows; ++i) sum[i][t][chain] += row[i] * v;
+    }
+  };
+  int64_t c = 0;
+  for (; c + kChains * lanes <= op.size; c += kChains * lanes)
+#pragma GCC unroll 4
+    for (int chain = 0; chain < kChains; ++chain) {
+      const auto at = [&](auto* p) { return load(p + c + chain * lanes); };
+      add(chain, at, at);
+    }
+  for (; c < op.size; c += lanes) {
+    const int64_t left = op.size - c;
+    const auto at = [&](auto* p) { return left < lanes ? load_tail(p + c, left, 0) : load(p + c); };
+    add(0, at, at);
+  }
+  for (int i = 0; i < kRows; ++i) {
+    const R bias = op.bias ? number(static_cast<const T*>(op.bias) + r + i) : R(0);
+    for (int t = 0; t < kTokens; ++t) {
+      V all = sum[i][t][0];
+      for (int chain = 1; chain < kChains; ++chain) all += sum[i][t][chain];
+      static_cast<R*>(op.out)[t * op.out_stride + r + i] = reduce_add(all) + bias;
+    }
+  }
+}
+
+template <class T, int kTokens>
+void rows(const Gemv& op, int64_t begin, int64_t end) {
+  constexpr int kMost = kSums / kTokens, kRows = kTokens == 1 ? 1 : kMost < 4 ? kMost : 4;
+  constexpr int kChains = kTokens == 1 ? 4 : 1;
+  int64_t r = begin;
+  for (; r + kRows <= end; r += kRows) some_rows<T, kTokens, kRows, kChains>(op, r);
+  for (; r < end; ++r) some_rows<T, kTokens, 1, 1>(op, r);
+}
+
+template <class T>
+void gemv(const Gemv& op, int64_t begin, int64_t end, void*) {
+  constexpr void (*kernels[kFewTokens])(const Gemv&, int64_t, int64_t) = {
+      rows<T, 1>, rows<T, 2>, rows<T, 3>, rows<T, 4>, rows<T, 5>, rows<T, 6>, rows<T, 7>, rows<T, 8>};
+  kernels[op.tokens - 1](op, begin, end);
+}
+
+}  // namespace
+
+const RowKernel<Gemv> gemv_kernels[kDtypes] = {gemv<float>, gemv<double>, gemv<Float16>, gemv<BFloat16>};
+
+}  // namespace tamis::TAMIS_ISA

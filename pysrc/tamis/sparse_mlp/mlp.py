@@ -1,0 +1,225 @@
+"""topk_mlp: checks, autograd and registration; the arithmetic is in kernels/sparse_mlp."""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..common.backend import Choice, choose, isa
+from ..common.checks import FLOATS, NAMES, check_choice, check_dense, check_integer, check_like, fail, real_dtype
+from ..common.explain import explained_by
+from ..common.registry import below_autograd, once, register
+from . import reference
+from .reference import ACTIVATIONS, SELECTIONS
+
+FN = "topk_mlp"
+FEW_TOKENS = 8  # that our own product of a vector and a matrix serves: kFewTokens of kernels/sparse_mlp/cpu.h
+DENSE_SHARE = 0.5  # of the neurons, from which on many tokens are dense: measured where both take as long
+
+
+def topk_mlp(
+    x: Tensor,
+    w_up: Tensor,
+    b_up: Tensor | None,
+    w_down: Tensor,
+    b_down: Tensor | None,
+    k: int,
+    *,
+    w_gate: Tensor | None = None,
+    b_gate: Tensor | None = None,
+    activation: str = "relu",
+    selection: str = "exact",
+    impl: str = "auto",
+) -> Tensor:
+    """A two-layer perceptron of which each token uses k neurons (Li et al., 2210.06313, section 4).
+
+    hidden = act(x w_up^T + b_up), or gated act(x w_gate^T + b_gate) * (x w_up^T + b_up); all but the selected are 0;
+    the result is hidden w_down + b_down. Weights are stored neuron by neuron. A selected neuron whose hidden value is
+    0 is not touched. Differentiable once, in all tensors; what was not selected gets no gradient. On CPU, many tokens
+    with a large k are dense (tamis.explain says which).
+
+    Args:
+        x: [*, d], float32, bfloat16, float16 or float64.
+        w_up: [d_ff, d], as w_gate; of x's dtype, as all that follow. Rows side by side in memory, as w_down's.
+        b_up: [d_ff] or None, as b_gate.
+        w_down: [d_ff, d_out], one row a neuron: the transpose of nn.Linear's weight.
+        b_down: [d_out] or None.
+        k: 1 to d_ff.
+        activation: "relu", "squared_relu", "gelu", "gelu_tanh" or "silu".
+        selection: "exact": the k largest hidden values; gated, the k largest by magnitude; ties by the lowest index.
+            "gaussian": act(gaussian_topk(pre-activation, k)): about k, as in Gemma 3n. "searched": not built yet.
+        impl: "auto", "reference" or "cpu".
+    Returns:
+        Tensor: [*, d_out] of x's dtype; sums in float32 (float64 for float64). A token with NaN gives NaN, alone.
+    Raises:
+        TypeError, ValueError: an argument, before any work.
+        NotImplementedError: selection="searched".
+    """
+    x = check_dense(FN, "x", x)
+    if x.dtype not in FLOATS:
+        fail(FN, "x", NAMES, x.dtype, TypeError)
+    if x.dim() == 0:
+        fail(FN, "x", "[*, d]", "a number")
+    given = {"w_up": w_up, "b_up": b_up, "w_down": w_down, "b_down": b_down, "w_gate": w_gate, "b_gate": b_gate}
+    for name, value in given.items():
+        if value is None and name not in ("w_up", "w_down"):
+            continue
+        value = check_dense(FN, name, value)
+        if value.dtype != x.dtype:
+            fail(FN, name, f"x's {x.dtype}", value.dtype, TypeError)
+        if name.startswith("w_"):
+            if value.dim() != 2 or 0 in value.shape:
+                fail(FN, name, "[d_ff, d], neither of them 0", list(value.shape))
+            if value.stride(1) != 1 and value.shape[1] > 1:
+                fail(FN, name, "rows side by side, one a neuron (.contiguous())", f"strides {list(value.stride())}")
+    d_ff, out = w_down.shape
+    for name, value in given.items():
+        shape = {"w_down": (d_ff, out), "b_down": (out,)}.get(name, (d_ff, x.shape[-1]) if name[0] == "w" else (d_ff,))
+        if value is not None:
+            check_like(FN, name, value, shape, x.device)
+    if b_gate is not None and w_gate is None:
+        fail(FN, "b_gate", "None without w_gate", "a Tensor")
+    k = check_integer(FN, "k", k)
+    if not 1 <= k <= d_ff:
+        fail(FN, "k", f"1 to {d_ff}, the neurons", k)
+    check_choice(FN, "activation", activation, tuple(ACTIVATIONS))
+    check_choice(FN, "selection", selection, SELECTIONS)
+    if selection == "searched":
+        raise NotImplementedError(f"tamis.{FN}: selection: searched is not built yet")
+    choice = choose(FN, impl, x)
+    op: Any = reference.topk_mlp if choice.backend == "reference" else torch.ops.tamis.topk_mlp.default
+    result: Tensor = op(x, w_up, b_up, w_down, b_down, k, w_gate, b_gate, activation, selection)
+    return result
+
+
+class _TopKMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        x, w_up, _, w_down, _, _, w_gate, _, activation = args
+        y, *saved = below_autograd(torch.ops.tamis._topk_mlp_forward.default, *args, True)
+        ctx.save_for_backward(x, w_up, w_down, w_gate, *saved, *[None] * (5 - len(saved)))
+        ctx.activation = activation
+        return cast(Tensor, y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, w_up, b_up, w_down, b_down, _, w_gate, b_gate, _ = ctx.needs_input_grad
+        wanted = [x, w_up, b_up, w_down, w_gate, b_gate]
+        tensors = ctx.saved_tensors
+        made = iter(torch.ops.tamis._topk_mlp_backward(grad, *tensors, ctx.activation, wanted))
+        x, w_up, b_up, w_down, w_gate, b_gate = (next(made) if want else None for want in wanted)
+        b_down = grad.reshape(-1, grad.shape[-1]).sum(0) if b_down else None
+        once_x = x if x is None else once(x, tensors[0], FN)
+        return once_x, w_up, b_up, w_down, b_down, None, w_gate, b_gate, None
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, w)
+        return cast(Tensor, below_autograd(torch.ops.tamis._sparse_linear.default, hidden, w, b))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,), wanted = grads, list(ctx.needs_input_grad)
+        made = iter(torch.ops.tamis._sparse_linear_backward(grad, *ctx.saved_tensors, wanted[:2]))
+        hidden, w = (next(made) if want else None for want in wanted[:2])
+        return hidden, w, grad.sum(0) if wanted[2] else None
+
+
+def _gaussian(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_down: Tensor | None, k: int,
+              w_gate: Tensor | None, b_gate: Tensor | None, activation: str) -> Tensor:  # fmt: skip
+    """Dense up to the hidden values: the cut moves with all pre-activations, and its gradient goes to all."""
+    rows = x.reshape(-1, x.shape[-1])
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w_up, b_up, w_gate, b_gate))
+    project = functional.linear if learns or len(rows) > FEW_TOKENS else torch.ops.tamis._project
+    up = project(rows, w_up, b_up)
+    gate = up if w_gate is None else project(rows, w_gate, b_gate)
+    hidden = ACTIVATIONS[activation](torch.ops.tamis.gaussian_topk(gate, k))
+    hidden = hidden if w_gate is None else hidden * up
+    y: Tensor = torch.ops.tamis._sparse_linear(hidden, w_down, b_down)
+    return y.reshape(*x.shape[:-1], w_down.shape[1])
+
+
+def _dense(*args: Any) -> Tensor:
+    return reference.topk_mlp(*args, largest=lambda hidden, k: torch.ops.tamis.topk(hidden, k, -1, False))
+
+
+def _kernel(x: Tensor, w_down: Tensor, k: int, selection: str) -> tuple[str, str]:
+    """The CPU's, and why."""
+    d_ff, tokens = w_down.shape[0], math.prod(x.shape[:-1])
+    many = tokens > FEW_TOKENS
+    if many and selection == "exact" and k > DENSE_SHARE * d_ff:
+        return "dense", f"more than {FEW_TOKENS} tokens, and k above {DENSE_SHARE:.0%} of {d_ff} neurons"
+    if selection == "gaussian":
+        return "nonzeros", "a gaussian selection: what is not 0 after it"
+    return ("tiles", f"more than {FEW_TOKENS} tokens") if many else ("vectors", f"at most {FEW_TOKENS} tokens")
+
+
+def _cpu(*args: Any) -> Tensor:
+    x, _, _, w_down, _, k, *_, selection = args
+    kernel, _ = _kernel(x, w_down, k, selection)
+    if kernel == "dense":
+        return _dense(*args)
+    if kernel == "nonzeros":
+        return _gaussian(*args[:-1])
+    y: Tensor = torch.ops.tamis._topk_mlp_forward.default(*args[:-1], False)[0]
+    return y
+
+
+def _route(*args: Any) -> Tensor:
+    """Differentiable."""
+    x, _, _, w_down, _, k, *_, selection = args
+    if x.device.type != "cpu":
+        return reference.topk_mlp(*args)
+    kernel, _ = _kernel(x, w_down, k, selection)
+    if kernel == "dense":
+        return _dense(*args)
+    if kernel == "nonzeros":
+        return _gaussian(*args[:-1])
+    y: Tensor = _TopKMlp.apply(*args[:-1])
+    return y
+
+
+def _explained(choice: Choice, x: Tensor, w_up: Tensor, b_up: Any, w_down: Tensor, b_down: Any, k: int,
+               *, selection: str = "exact", **_: Any) -> Choice:  # fmt: skip
+    if choice.backend != "cpu":
+        return Choice("reference", "plain torch", "tamis has no kernel for this device yet")
+    kernel, reason = _kernel(x, w_down, k, selection)
+    return Choice("cpu", f"{kernel} {isa()}", reason)
+
+
+def _fake(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, *rest: Any) -> Tensor:
+    return x.new_empty((*x.shape[:-1], w_down.shape[1]))
+
+
+def _fake_forward(x: Tensor, w_up: Tensor, b_up: Any, w_down: Tensor, b_down: Any, k: int, *rest: Any) -> list[Tensor]:
+    w_gate, _, _, saves = rest
+    tokens, real = math.prod(x.shape[:-1]), real_dtype(x)
+    made = [x.new_empty((*x.shape[:-1], w_down.shape[1])), x.new_empty(tokens, dtype=torch.int32)]
+    made.append(x.new_empty((tokens, k), dtype=torch.int32))
+    return made + [x.new_empty((tokens, k), dtype=real) for _ in range(1 + saves * (1 if w_gate is None else 2))]
+
+
+def _fake_backward(grad: Tensor, x: Tensor, w_up: Tensor, w_down: Tensor, *rest: Any) -> list[Tensor]:
+    *_, wanted = rest
+    like = (x, w_up, w_up[:, 0], w_down, w_up, w_up[:, 0])
+    return [t.new_empty(t.shape) for t, want in zip(like, wanted, strict=True) if want]
+
+
+def _fake_sparse_backward(grad: Tensor, hidden: Tensor, w: Tensor, wanted: list[bool]) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t, want in zip((hidden, w), wanted, strict=True) if want]
+
+
+explained_by("topk_mlp", _explained)
+register("topk_mlp", fake=_fake, reference=reference.topk_mlp, cpu=_cpu, autograd=_route)
+register("_topk_mlp_forward", fake=_fake_forward)
+register("_topk_mlp_backward", fake=_fake_backward)
+register("_project", fake=lambda x, w, b: x.new_empty((x.shape[0], w.shape[0]), dtype=real_dtype(x)))
+register(
+    "_sparse_linear", fake=lambda hidden, w, b: w.new_empty((hidden.shape[0], w.shape[1])), autograd=_SparseLinear.apply
+)
+register("_sparse_linear_backward", fake=_fake_sparse_backward)
