@@ -111,7 +111,8 @@ class _Tails:
             body = rest[: closing(rest, 1) if rest.startswith(" {") else rest.index(";")]
             guards = TAIL.search(body) and "for (" not in body
             if guards or any(found.end() <= at < end for at in bounds):
-                yield from self.forced(found.end(), end)
+                before = re.match(r"(?:.*;)?\s*", self.code[found.end() : end], re.S)  # what the check begins with
+                yield from self.forced(found.end() + before.end(), end)
 
     def loops(self) -> Iterator[Mutant]:
         for found in self.headers():  # one that goes on where another ended
