@@ -197,9 +197,13 @@ def ways() -> list[tuple[str, bool]]:
     return [*((isa, False) for isa in isas()), (isas()[0], True)]
 
 
-def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print) -> list[str]:
-    """What is wrong, a line each. `every`: one place of so many; `marked`: also places that are marked."""
-    places = [m for file in sources() for m in mutants(file) if only in str(file.relative_to(ROOT))]
+def run(
+    only: str = "", every: int = 1, marked: bool = True, skip: tuple[str, ...] = (), tell: Tell = print
+) -> list[str]:
+    """What is wrong, a line each. `every`: one place of so many; `marked`: also places that are marked; `skip`: files
+    whose path has one of these in it."""
+    files = [file for file in sources() if only in str(file) and not any(part in str(file) for part in skip)]
+    places = [m for file in files for m in mutants(file)]
     numbers = {number(m) for m in places}
     assert len(numbers) == len(places) and 0 not in numbers
 

@@ -146,8 +146,7 @@ void check_products(Dtype dtype, int64_t rows, int64_t b_rows, int64_t columns, 
 
 template <class R>
 void check_slopes(int64_t entries, Activation a, bool gated, std::mt19937& random) {
-  const Array<R> d = numbers<R>(entries, random), up = numbers<R>(entries, random),
-                       gate = numbers<R>(entries, random);
+  const Array<R> d = numbers<R>(entries, random), up = numbers<R>(entries, random), gate = numbers<R>(entries, random);
   Array<R> d_up(entries), d_gate(entries);
   const Slope op = {
       a, d.data(), up.data(), gated ? gate.data() : nullptr, d_up.data(), gated ? d_gate.data() : nullptr};

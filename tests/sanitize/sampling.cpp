@@ -88,6 +88,11 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
     in_two_threads(rows, kernels.scratch_bytes(classes), [&](int64_t begin, int64_t end, void* scratch) {
       kernels.softmax_stats_backward[dtype](back, begin, end, scratch);
     });
+    const int64_t bytes = kBytes[dtype];
+    bool gaps = true;
+    for (int64_t i = 0; i < int64_t(gradient.memory.size()); ++i)
+      gaps &= i / bytes % logits.stride < classes || gradient.memory[i] == logits.memory[i];
+    expect(gaps, "between rows", dtype, dtype, classes, 0, 0);
     const double eps = dtype == f64 ? 1e-13 : 2e-5;
     for (int64_t r = 0; r < rows; ++r) {
       Numbers z = row(logits, r, classes, transform, temperature[r]);
@@ -132,7 +137,7 @@ void check_unsound(Dtype dtype, int64_t classes, std::mt19937& random) {
   for (auto& o : out) o.resize(rows);
   const SoftmaxStats op = {
       in, out[0].data(), out[1].data(), out[2].data(), out[3].data(), argmax.data(), out[4].data(), out[5].data()};
-  Array<char> scratch((kernels.scratch_bytes(classes) + 63) / 64 * 64);
+  Array<char> scratch((kernels.scratch_bytes(classes) + 63) / 64 * 64, 0x41);
   kernels.softmax_stats[dtype](op, 0, rows, scratch.data());
   for (int64_t r = 0; r < rows; ++r) {
     const bool sound = r >= 4 && r < rows - 1, inside = target[r] == 0;
