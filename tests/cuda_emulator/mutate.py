@@ -108,7 +108,7 @@ def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print)
     def notice(mutant: Mutant) -> str:
         return noticed(mutant, [driver for driver, files in used.items() if mutant.file in files])
 
-    return judge(places, [m for m in places[::every] if marked or not m.marked], notice, tell)
+    return judge(places, [m for m in places[::every] if marked or not m.marked], notice, tell, not only)
 
 
 if __name__ == "__main__":

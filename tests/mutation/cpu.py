@@ -220,7 +220,7 @@ def run(
     chosen = [m for m in places[::every] if marked or not m.marked]
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(noticed, chosen)
-        return judge(places, chosen, lambda mutant: next(found), tell)
+        return judge(places, chosen, lambda mutant: next(found), tell, not only)
 
 
 if __name__ == "__main__":

@@ -59,9 +59,11 @@ def closing(code: str, opening: int) -> int:
     raise ValueError("an unclosed bracket")
 
 
-def judge(places: list[Mutant], chosen: list[Mutant], noticed: Callable[[Mutant], str], tell: Tell) -> list[str]:
+def judge(
+    places: list[Mutant], chosen: list[Mutant], noticed: Callable[[Mutant], str], tell: Tell, whole: bool
+) -> list[str]:
     """What is wrong, a line each. `noticed` says what notices a mutant, if anything. The marks themselves are judged
-    where all places are chosen."""
+    where all places are chosen, and their number where those are of all files."""
     wrong: list[str] = []
     counts: Counter[str] = Counter()
     needed = set()
@@ -79,7 +81,7 @@ def judge(places: list[Mutant], chosen: list[Mutant], noticed: Callable[[Mutant]
     if len(chosen) == len(places):
         needless = {(m.file, m.line) for m in places if m.marked} - needed
         wrong += [f"a mark that no mutant needs: {file.name}:{line}" for file, line in sorted(needless)]
-        if counts["equivalent"] > MOST_EQUIVALENT * len(places):
+        if whole and counts["equivalent"] > MOST_EQUIVALENT * len(places):
             wrong.append(f"{counts['equivalent']} of {len(places)} places are marked equivalent: more than 5%")
     return wrong
 

@@ -117,7 +117,7 @@ void check(int64_t n, bool with_ids) {
              "inclusion", n, wide);
   }
 
-  Array<uint32_t> last(n, kNever);
+  Array<uint32_t> last(n, 8);
   last[n - 1] = 7;
   expect(kernels.least_above(last.data(), 0, n, 6) == 7, "the last above", n, wide);
 
