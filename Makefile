@@ -11,7 +11,7 @@ BUILDING := TAMIS_TESTING=$(TAMIS_TESTING) TAMIS_BUILD_DIR=$(CURDIR)/$(VENV)/cma
 PIP := python -m pip install -q --no-compile
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint bench aot sanitize gpu-test docs wheel-test clean build
+.PHONY: demo test lint bench aot sanitize mutate gpu-test docs wheel-test clean build
 demo: build
 	$(BIN)/tamis demo
 
@@ -32,6 +32,11 @@ aot: build
 
 sanitize:
 	tests/sanitize/run.sh
+
+# Changes each place of the CUDA sources, then of the CPU kernels' tails, and expects a test to fail.
+mutate: $(VENV)/installed
+	cd tests && $(abspath $(BIN))/python -m cuda_emulator.mutate
+	cd tests && $(abspath $(BIN))/python -m mutation.cpu
 
 # Needs an NVIDIA GPU, its driver and a torch built for CUDA (TORCH, where the index's default is another); nvcc and
 # compute-sanitizer are used where they are. Ten minutes beyond setting up; writes benchmarks/results/<device>.json and .md.

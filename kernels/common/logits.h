@@ -31,7 +31,7 @@ const R* numbers(const T* x, int64_t n, const Transform<R>& f, R* buffer) {
     if (f.identity()) return x;
   int64_t i = 0;
   for (; i + kLanes<Vector<R>> <= n; i += kLanes<Vector<R>>) store(buffer + i, f(load(x + i)));
-  if (i < n) store(buffer + i, f(load_tail(x + i, n - i)));
+  if (i < n) store(buffer + i, f(load_tail(x + i, n - i)));  // equivalent: any fill, nobody reads past n
   return buffer;
 }
 
@@ -63,7 +63,7 @@ R shift_of(R max) {
   return max == -kInf ? R(0) : max;
 }
 
-inline int64_t block_size(int64_t classes, int64_t c) { return classes - c < kBlock ? classes - c : kBlock; }
+inline int64_t block_size(int64_t classes, int64_t c) { return upto(classes - c, kBlock); }
 
 }  // namespace
 }  // namespace tamis::TAMIS_ISA

@@ -9,6 +9,11 @@
 #include <immintrin.h>
 #endif
 #include "matrix.h"
+#ifdef TAMIS_CHECKED  // by tests: what a caller promises is looked at
+#define TAMIS_PROMISED(condition) ((condition) ? void() : __builtin_trap())
+#else
+#define TAMIS_PROMISED(condition) void()
+#endif
 
 namespace tamis::TAMIS_ISA {
 
@@ -115,7 +120,8 @@ inline F32 to_memory(const float*, F32 v) { return v; }
 inline F64 to_memory(const double*, F64 v) { return v; }
 inline U16 to_memory(const Float16*, F32 v) {  // likewise
   const I32 bits = (I32)v, size = bits & 0x7fffffff;
-  const I32 normal = (size - (112 << 23) + 0xfff + (size >> 13 & 1)) >> 13;
+  const U32 rounded = (U32)size - (112 << 23) + 0xfff + ((U32)size >> 13 & 1);  // unsigned: of a NaN it may wrap
+  const I32 normal = (I32)rounded >> 13;
   const I32 subnormal = (I32)((F32)size + 0.5f) - 0x3f000000;  // the sum rounds at the smallest half
   const I32 large = size > 0x7f800000 ? I32{} + 0x7e00 : I32{} + 0x7c00;
   const I32 h = size < 0x38800000 ? subnormal : size < 0x47800000 ? normal : large;
@@ -154,9 +160,16 @@ inline void stream_fence() {
 #endif
 }
 
-// A row's end: n < kLanes elements; the lanes behind them read `fill`.
+// Of what is left, never nothing, no more than `most`.
+inline int64_t upto(int64_t left, int64_t most) {
+  TAMIS_PROMISED(left > 0);
+  return left < most ? left : most;
+}
+
+// The first n elements, 1..kLanes; the lanes behind them read `fill`.
 template <class T>
-inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
+inline auto load_upto(const T* p, int64_t n, float fill = -kInf) {
+  TAMIS_PROMISED(n > 0 && n <= kLanes<decltype(load(p))>);
 #ifdef __AVX512F__
   if constexpr (sizeof(F32) == 64 && __is_same(T, float))
     return (F32)_mm512_mask_loadu_ps(F32{} + fill, (__mmask16)((1u << n) - 1), p);
@@ -175,13 +188,26 @@ Real<T> number(const T* x) {
   return load_tail(x, 1)[0];
 }
 template <class T, class V>
-inline void store_tail(T* p, int64_t n, V v) {
+inline void store_upto(T* p, int64_t n, V v) {
+  TAMIS_PROMISED(n > 0 && n <= kLanes<V>);
 #ifdef __AVX512F__
   if constexpr (sizeof(V) == 64 && __is_same(T, float)) return _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v);
 #endif
   T block[kLanes<V>];
   store(block, v);
   memcpy(p, block, n * sizeof(T));
+}
+
+// A row's end: neither nothing nor a whole vector, which the loop before takes sooner.
+template <class T>
+inline auto load_tail(const T* p, int64_t n, float fill = -kInf) {
+  TAMIS_PROMISED(n < kLanes<decltype(load(p))>);
+  return load_upto(p, n, fill);
+}
+template <class T, class V>
+inline void store_tail(T* p, int64_t n, V v) {
+  TAMIS_PROMISED(n < kLanes<V>);
+  store_upto(p, n, v);
 }
 
 template <class V>

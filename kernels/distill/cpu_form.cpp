@@ -132,14 +132,12 @@ Soft<R> reverse_kl(const Sums<R>& x, const Compared<R>&, R tau, double, int64_t)
   return {hot * (mean + hot * log(x.teacher / student)), R(-mean / student), -1 / x.student};
 }
 
-// step(p, q) returns what b becomes.
+// step(p, q) returns what b becomes. Behind the last class a and b are 0, up to a whole vector.
 template <class R, class Step>
 void over(const Sums<R>& sums, R* a, R* b, int64_t n, const Step& step) {
   using V = Vector<R>;
   const R of_s = 1 / sums.student, of_t = 1 / sums.teacher;
-  int64_t i = 0;
-  for (; i + kLanes<V> <= n; i += kLanes<V>) store(b + i, step(load(a + i) * of_s, load(b + i) * of_t));
-  if (i < n) store(b + i, step(load_tail(a + i, n - i, 0) * of_s, load_tail(b + i, n - i, 0) * of_t));
+  for (int64_t i = 0; i < n; i += kLanes<V>) store(b + i, step(load(a + i) * of_s, load(b + i) * of_t));
 }
 
 template <class R>

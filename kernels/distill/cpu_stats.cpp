@@ -49,10 +49,10 @@ struct Model {
   R total() const { return sums.below + sums.ties; }
   R logsumexp() const { return shift_of(max) + log(total()); }
 
-  void add(Block<R> block, int64_t n, int64_t at, Sums<R> s) {
+  void add(Block<R> block, int64_t at, Sums<R> s) {
     if (block.max > max) {
       int64_t i = 0;
-      while (i < n && block.x[i] != block.max) ++i;
+      while (block.x[i] != block.max) ++i;
       argmax = at + i;
       merge(s, sums, max, block.max);
       max = block.max;
@@ -92,7 +92,7 @@ struct Row {
   // Block c, and class k in it is -inf.
   Block<R> block_without(int64_t c, int64_t n, int64_t k) const {
     Block<R> b = block(c, n);
-    if (k < c || k >= c + n) return b;
+    if (k < c || k >= c + n) return b;  // equivalent: k = c + n would be cleared past what is read
     for (int64_t i = 0; i < n; ++i) buffer[i] = b.x[i];
     buffer[k - c] = -kInf;
     return {buffer, maximum(buffer, n)};
@@ -104,7 +104,7 @@ struct Row {
     for (int64_t c = 0; c < classes; c += kBlock) {
       const int64_t n = block_size(classes, c);
       const Block<R> b = block_without(c, n, k);
-      others.add(b, n, c, sums(b, n, x, 0));
+      others.add(b, c, sums(b, n, x, 0));
     }
     return at(k) - others.logsumexp();
   }
@@ -147,8 +147,8 @@ void rows(const DeviationStats& op, const Source<R>& of_student, const Source<R>
     for (int64_t c = 0; c < classes; c += kBlock) {
       const int64_t n = block_size(classes, c);
       const Block<R> bs = student.block(c, n), bt = teacher.block(c, n);
-      s.add(bs, n, c, sums(bs, n, at_s + c * of_student.element + kAhead, of_student.element));
-      t.add(bt, n, c, sums(bt, n, at_t + c * of_teacher.element + kAhead, of_teacher.element));
+      s.add(bs, c, sums(bs, n, at_s + c * of_student.element + kAhead, of_student.element));
+      t.add(bt, c, sums(bt, n, at_t + c * of_teacher.element + kAhead, of_teacher.element));
     }
     const int64_t top = op.argmax[0][r] = teacher.argmax(t);
     op.argmax[1][r] = student.argmax(s);

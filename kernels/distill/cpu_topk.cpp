@@ -100,7 +100,7 @@ class Entries : Walk<S> {
   void gather(int64_t r, const int64_t* index, R shift) {
     const S* const s = W::student(r);
     for (int64_t k = 0; k < topk_.entries; ++k) logits_[k] = load_tail(s + index[k], 1)[0];
-    for (int64_t k = 0; k < topk_.entries; k += kLanes<V>) {
+    for (int64_t k = 0; k < topk_.entries; k += kLanes<V>) {  // equivalent: one vector more is padding still
       const V x = f_s_(load(logits_ + k));
       store(logits_ + k, x);
       store(u_ + k, x - shift);
@@ -129,7 +129,7 @@ class Entries : Walk<S> {
       const int64_t n = block_size(classes_, c);
       V sum{};
       for (int64_t i = 0; i < n; i += kLanes<V>) {
-        const V a = exp_nonpositive(load_tail(s + i, n - i < kLanes<V> ? n - i : kLanes<V>) - top, inverse_tau);
+        const V a = exp_nonpositive(load_upto(s + i, upto(n - i, kLanes<V>)) - top, inverse_tau);
         store(a_ + c + i, a);
         sum += a;
       }
@@ -138,11 +138,9 @@ class Entries : Walk<S> {
     return {total, exp((top - shift) * inverse_tau), top - shift + tau * log(total)};
   }
 
-  static R sum_of_others(const R* a, int64_t n) {
+  static R sum_of_others(const R* a, int64_t n) {  // behind the last class a is 0, up to a whole vector
     V sum{};
-    int64_t i = 0;
-    for (; i + kLanes<V> <= n; i += kLanes<V>) sum += max(V{}, load(a + i));
-    if (i < n) sum += max(V{}, load_tail(a + i, n - i, 0));
+    for (int64_t i = 0; i < n; i += kLanes<V>) sum += max(V{}, load(a + i));
     return reduce_add(sum);
   }
 
@@ -201,7 +199,7 @@ class Entries : Walk<S> {
       if (index[k] == slope.target) g_[k] -= slope.label;
     }
     if (!f_s_.identity())
-      for (int64_t k = 0; k < topk_.entries; k += kLanes<V>)
+      for (int64_t k = 0; k < topk_.entries; k += kLanes<V>)  // equivalent: likewise
         store(g_ + k, load(g_ + k) * f_s_.slope(load(logits_ + k)));
     pending_.members = topk_.entries, pending_.index = index, pending_.value = g_;
   }

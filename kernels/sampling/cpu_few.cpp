@@ -24,7 +24,8 @@ Found<R> survey(const R* x, int64_t classes, Vector<R> inverse_tau) {
     f.max = max(one, f.max);
   }
   const V shift = f.max == -kInf ? V{} : f.max, lowest = V{} + exp_lowest(R(1));
-  for (int64_t begin = 0; begin < classes; begin += 16) {  // in parts: a long sum in turn rounds as often
+  // In parts: a long sum in turn rounds as often.
+  for (int64_t begin = 0; begin < classes; begin += 16) {  // equivalent: the last part may be empty
     V others{}, energy{}, squares{};
     for (int64_t c = begin; c < begin + 16 && c < classes; ++c) {
       const V u = max(lowest, (load(x + c * lanes) - shift) * inverse_tau), e = exp_bounded(u, R(1));
@@ -46,7 +47,7 @@ void write(const SoftmaxStats& op, int64_t r, int64_t n, const R* x, const Found
   const int64_t classes = op.in.logits.classes;
   const R nan = kInf - kInf;
   const V sound = f.max > -kInf && f.max < kInf ? V{} : V{} + nan;  // added to every number
-  const auto put = [&](void* out, V value) { store_tail(static_cast<R*>(out) + r, n, value); };
+  const auto put = [&](void* out, V value) { store_upto(static_cast<R*>(out) + r, n, value); };
   put(op.max_prob, 1 / f.z + sound);
   put(op.entropy, f.log_z - f.energy / f.z + sound);
   put(op.margin, sound - expm1((f.second - f.max) * inverse_tau) / f.z);
@@ -57,7 +58,7 @@ void write(const SoftmaxStats& op, int64_t r, int64_t n, const R* x, const Found
     op.argmax[r + i] = f.argmax[i] < 0 ? 0 : int64_t(f.argmax[i]);  // of -inf alone
     if (f.z[i] != f.z[i]) {
       int64_t c = 0;
-      while (c < classes && x[c * lanes + i] == x[c * lanes + i]) ++c;
+      while (c < classes && x[c * lanes + i] == x[c * lanes + i]) ++c;  // equivalent: no NaN, then anything
       if (c < classes) {
         op.argmax[r + i] = c;  // as torch's, which counts NaN as the largest
       } else {
@@ -96,9 +97,9 @@ void rows(const SoftmaxStats& op, const Source<R>& source, int64_t begin, int64_
   const int64_t classes = op.in.logits.classes;
   const Transform<R> f = transform<R>(op.in.transform);
   R* const x = buffer + kBlock;
-  for (int64_t i = 0; i < classes * lanes; ++i) x[i] = 0;  // lanes without a row
+  for (int64_t i = 0; i < classes * lanes; ++i) x[i] = 0;  // equivalent: lanes without a row, not stored
   for (int64_t r = begin; r < end; r += lanes) {
-    const int64_t n = end - r < lanes ? end - r : lanes;
+    const int64_t n = upto(end - r, lanes);
     V inverse_tau = V{} + 1;
     for (int64_t i = 0; i < n; ++i) {
       const R* const row = reader(op.in, source, f, r + i, buffer).read(0, classes);

@@ -77,7 +77,7 @@ Sums<R> sweep(const Numbers<R>& block, R shift, R inverse_tau, R* e) {
 template <Wanted kWanted, bool kKeep, class R>
 Sums<R> sweep_without(int64_t k, const Numbers<R>& block, R shift, R inverse_tau, R* e) {
   constexpr int64_t lanes = kLanes<Vector<R>>;
-  const int64_t at = k / lanes * lanes, n = block.n - at < lanes ? block.n - at : lanes;
+  const int64_t at = k / lanes * lanes, n = upto(block.n - at, lanes);
   R few[lanes];
   for (int64_t i = 0; i < n; ++i) few[i] = at + i == k ? R(-kInf) : block.x[at + i];
   const Numbers<R> parts[] = {
@@ -103,7 +103,7 @@ Place<R> place_of(R top, const R* x, int64_t n) {
   constexpr int64_t kStride = 64;
   Place<R> at = {-1, -kInf};
   for (int64_t i = 0; i < n; i += kStride) {
-    const int64_t few = n - i < kStride ? n - i : kStride;
+    const int64_t few = upto(n - i, kStride);
     const R most = maximum(x + i, few);
     if (at.k >= 0 || most != top) {
       if (most > at.second) at.second = most;
@@ -209,7 +209,7 @@ struct Reader {
     if (!mask) return x;
     int64_t i = 0;
     if constexpr (__is_same(R, float))
-      for (; i + kLanes<F32> <= n; i += kLanes<F32>)
+      for (; i + kLanes<F32> <= n; i += kLanes<F32>)  // equivalent: the rest can do all
         store(buffer + i, load_mask(mask + c + i) ? load(x + i) : F32{} - kInf);
     for (; i < n; ++i) buffer[i] = mask[c + i] ? x[i] : R(-kInf);
     return buffer;

@@ -5,30 +5,27 @@
 Exit 1 where a mutant survives unmarked, where a mark is not needed, or where more than 5% of the places carry one.
 """
 
-import argparse
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hypothesis import Phase, settings
 from hypothesis import given as drawn
+from mutation.mutants import Mutant, Tell, command, judge
 
 from .build import ROOT, TREE, compile_library, headers, sanitizer_environment
 from .emulator import Library
 from .families import FAMILIES
-from .mutants import Mutant, mutants
+from .mutants import mutants
 
 EXAMPLES = 100
 SECONDS = 60  # then it hangs
-MOST_EQUIVALENT = 0.05
 
 
 def notices(driver: str, root: Path) -> str:
@@ -101,44 +98,18 @@ def noticed(mutant: Mutant | None, drivers: Iterable[str]) -> str:
         return next(filter(None, (notices(driver, root) for driver in drivers)), "")
 
 
-def run(only: str = "", every: int = 1, marked: bool = True, tell: Callable[[str], object] = print) -> list[str]:
-    """What is wrong, a line each. `every`: one place of so many; `marked`: also places that are marked. The marks
-    themselves are judged in a whole run."""
+def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print) -> list[str]:
+    """What is wrong, a line each. `every`: one place of so many; `marked`: also places that are marked."""
     used = {driver: headers(driver) for driver in sorted({kernels.driver for kernels in FAMILIES.values()})}
     places = [m for file in sorted((ROOT / "kernels").rglob("*.cuh")) for m in mutants(file) if only in str(file)]
-    chosen = [m for m in places[::every] if marked or not m.marked]
     if noticed(None, used):
         return ["the sources fail as they are"]
-    wrong, counts, needed = [], Counter(), set()
-    for mutant in chosen:
-        begun = time.monotonic()
-        drivers = [driver for driver, files in used.items() if mutant.file in files]
-        by = noticed(mutant, drivers)
-        verdict = f"killed by {by}" if by else "equivalent" if mutant.marked else "SURVIVED"
-        counts[verdict] += 1
-        if verdict == "equivalent":
-            needed.add((mutant.file, mutant.line))
-        if verdict == "SURVIVED":
-            wrong.append(f"survived: {mutant}")
-        tell(f"{verdict:19} {time.monotonic() - begun:5.1f} s  {mutant}")
-    tell(f"{sum(counts.values())} of {len(places)} places: " + ", ".join(f"{n} {v}" for v, n in sorted(counts.items())))
-    if len(chosen) == len(places):
-        needless = {(m.file, m.line) for m in places if m.marked} - needed
-        wrong += [f"a mark that no mutant needs: {file.name}:{line}" for file, line in sorted(needless)]
-        if counts["equivalent"] > MOST_EQUIVALENT * len(places):
-            wrong.append(f"{counts['equivalent']} of {len(places)} places are marked equivalent: more than 5%")
-    return wrong
 
+    def notice(mutant: Mutant) -> str:
+        return noticed(mutant, [driver for driver, files in used.items() if mutant.file in files])
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="files whose path has this in it")
-    parser.add_argument("--every", type=int, default=1, help="one place of so many")
-    arguments = parser.parse_args()
-    wrong = run(arguments.only, arguments.every)
-    print("\n".join(wrong))
-    return 1 if wrong else 0
+    return judge(places, [m for m in places[::every] if marked or not m.marked], notice, tell, not only)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(run, __doc__))

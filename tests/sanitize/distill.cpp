@@ -9,8 +9,7 @@ namespace {
 const DistillKernels& kernels = TAMIS_ISA::distill;
 // D of one row, of logits s and t over tau; tau * dD/dz into g; doubt: the probability of classes where float cannot
 // tell p from q.
-double divergence(Divergence kind, double beta, const std::vector<double>& s, const std::vector<double>& t,
-                  std::vector<double>& g, double& doubt) {
+double divergence(Divergence kind, double beta, const Numbers& s, const Numbers& t, Numbers& g, double& doubt) {
   const size_t n = s.size();
   const double ls = logsumexp(s), lt = logsumexp(t);
   double d = 0, mean = 0;
@@ -43,11 +42,12 @@ double divergence(Divergence kind, double beta, const std::vector<double>& s, co
 
 // By tiles of classes: what the row kernel said.
 template <class R>
-void check_tiles(const DistillLoss& whole, const Logits& student, const Logits& teacher, const Logits& gradient) {
-  const int64_t rows = student.rows, classes = whole.classes, step = (classes + 2) / 3;
+void check_tiles(const DistillLoss& whole, const Logits& student, const Logits& teacher, const Logits& gradient,
+                 int64_t step) {
+  const int64_t rows = student.rows, classes = whole.classes;
   const R* const want = static_cast<const R*>(whole.loss);
   const double doubt = whole.divergence == kTotalVariation ? 3e-3 : 2e-6;  // where p is q, either sign will do
-  std::vector<R> state(rows * kTileState), loss(rows), one(1, 1);
+  Array<R> state(rows * kTileState), loss(rows), one(1, 1);
   for (TileStage stage : {kSum, kCompare, kGradient})  // the loss comes with the last tile compared
     for (int64_t first = 0; first < classes; first += step) {
       const int64_t n = std::min(step, classes - first);
@@ -76,16 +76,21 @@ template <class R>
 void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
   std::mt19937 random(classes * 31 + variant);
   const double loose = ds == f64 ? 1e-9 : 1;  // of what follows, for double
-  const int64_t rows = 5, padding = variant % 3, width = classes + padding;
-  Logits student(ds, rows, width, variant % 2 * 3), teacher(dt, rows, classes, variant), gradient(ds, rows, width, 1);
-  student.fill(random, 3), teacher.fill(random, 3);
+  const int64_t rows = 5, padding = variant == 3 ? 1 : variant % 3, width = classes + padding;
+  Logits student(ds, rows, width, variant % 2 * 3), teacher(dt, rows, classes, variant),
+      gradient(ds, rows, width, variant != 3, true);
+  student.fill(random, 3, variant == 0 ? -20 : 0, variant == 1 ? 30 : 0);
+  teacher.fill(random, 3, 0, variant == 1 ? -20 : variant == 3 ? 30 : 0);
+  const int64_t places[] = {classes - 1, std::min<int64_t>(1024, classes - 1), 0, std::min<int64_t>(1023, classes - 1)};
+  for (int64_t r = 0; r < 4 && variant == 0; ++r)  // beside which the others vanish
+    student.put(r, places[r], kHundred), teacher.put(r, places[r], kHundred);
   const LogitTransform of_student = {variant == 3 ? 0.5 : 1, variant >= 2 ? 4.0 : 0}, of_teacher = {1, 0};
-  std::vector<R> tau(rows), alpha(1, R(0.25) * (variant + 1)), weight(rows), loss(rows), total(1);
-  std::vector<int64_t> target(rows);
+  Array<R> tau(rows), alpha(1, variant == 4 ? R(0) : R(0.25) * (variant + 1)), weight(rows), loss(rows), total(1);
+  Array<int64_t> target(rows);
   for (int64_t r = 0; r < rows; ++r) {
-    tau[r] = R(variant ? 0.5 + r : 1), weight[r] = R(r == 1 ? 0 : 0.5 + r), target[r] = random() % classes;
+    tau[r] = R(variant ? 0.5 + r : 1), weight[r] = R(r == 2 ? 0 : 0.5 + r), target[r] = random() % classes;
   }
-  target[3] = -100;
+  target[3] = -100, target[rows - 1] = classes - 1;
   DistillLoss op{};
   op.student = student.matrix(classes), op.teacher = teacher.matrix(classes);
   op.student_transform = of_student, op.teacher_transform = of_teacher;
@@ -100,15 +105,21 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
     kernels.distill_loss[ds][dt](op, begin, end, scratch);
   });
   kernels.reduce[real](loss.data(), rows, 2, total.data());
+  DistillLoss other = op;  // without a gradient
+  Array<R> loss_alone(rows);
+  other.gradient = {}, other.loss = loss_alone.data(), other.stream_gradient = false;
+  in_two_threads(rows, kernels.scratch_bytes(classes), [&](int64_t begin, int64_t end, void* scratch) {
+    kernels.distill_loss[ds][dt](other, begin, end, scratch);
+  });
 
-  double sum = 0;
+  double sum = 0, kept_weight = 0;
   for (int64_t r = 0; r < rows; ++r) {
     const bool kept = weight[r] != 0 && target[r] != op.ignore_index;
     const auto s = row(student, r, classes, of_student, tau[r]), t = row(teacher, r, classes, of_teacher, tau[r]);
     const auto s1 = row(student, r, classes, of_student, 1);
     const double l1 = logsumexp(s1);
     const double soft = kept ? weight[r] * alpha[0] : 0, hard = kept ? weight[r] * (1 - alpha[0]) : 0;
-    std::vector<double> slopes(classes);
+    Numbers slopes(classes);
     double doubt = 0;
     const double apart = divergence(kind, op.beta, s, t, slopes, doubt);
     double ce = 0;
@@ -118,7 +129,7 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
       const double capped = of_student.cap > 0 ? s1[c] / of_student.cap : 0;
       const double slope = of_student.scale * (1 - capped * capped);
       const double want = 0.5 * slope * (soft * tau[r] * slopes[c] + hard * (std::exp(s1[c] - l1) - share));
-      const double got = gradient.at(r, c), lost = classes * kEps[f64];  // by the sums here
+      const double got = gradient.at(r, c), lost = 4 * classes * kEps[f64];  // by the sums here
       expect(std::fabs(got - want) <= (2 * kEps[ds] + lost) * std::fabs(want) + 3e-6 * loose + doubt * soft * tau[r],
              "gradient", ds, dt, classes, got, want);
     }
@@ -127,13 +138,17 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
     const double want = soft * tau[r] * tau[r] * apart + hard * ce, slack = (1 + tau[r]) * (1 + tau[r]) * weight[r];
     expect(std::fabs(loss[r] - want) <= 1e-5 * loose * (std::fabs(want) + slack), "loss", ds, dt, classes, loss[r],
            want);
-    sum += want;
+    expect(std::fabs(loss_alone[r] - want) <= 1e-5 * loose * (std::fabs(want) + slack), "loss alone", ds, dt, classes,
+           loss_alone[r], want);
+    sum += want, kept_weight += kept ? weight[r] : 0;
   }
+  expect(op.kept_weight == kept_weight, "kept weight", ds, dt, classes, op.kept_weight, kept_weight);
+  expect(gradient.gaps_untouched(), "between rows", ds, dt, classes, 0, 0);
   expect(std::fabs(total[0] - sum / 2) <= 1e-3 * (1 + std::fabs(sum)), "total", ds, dt, classes, total[0], sum / 2);
 
-  check_tiles<R>(op, student, teacher, gradient);
+  check_tiles<R>(op, student, teacher, gradient, variant == 2 ? 1024 : (classes + 2) / 3);
 
-  const std::vector<R> grad(1, 3);
+  const Array<R> grad(1, 3);
   Logits scaled(ds, rows, width, 0);
   kernels.scale_rows[ds](gradient.matrix(width), grad.data(), 0, 0.5, 0, rows, variant % 2, scaled.matrix(width));
   for (int64_t r = 0; r < rows; ++r)
@@ -142,9 +157,9 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
       expect(std::fabs(got - want) <= 2 * kEps[ds] * std::fabs(want) + 6e-8, "scaled", ds, dt, classes, got, want);
     }
 
-  std::vector<R> fields[2][4];
-  std::vector<int64_t> argmax[2];
-  std::vector<char> agree(rows);
+  Array<R> fields[2][4];
+  Array<int64_t> argmax[2];
+  Array<char> agree(rows);
   DeviationStats stats{student.matrix(classes), teacher.matrix(classes), of_student, of_teacher, {}, {}, {}};
   for (int model = 0; model < 2; ++model) {
     for (int i = 0; i < 4; ++i) fields[model][i].resize(rows), stats.real[model][i] = fields[model][i].data();
@@ -167,16 +182,25 @@ void check(Dtype ds, Dtype dt, int64_t classes, int variant, Divergence kind) {
       expect(argmax[model][r] == top, "argmax", ds, dt, classes, argmax[model][r], top);
       const double p = fields[model][2][r], q = std::exp(x[top] - want);
       expect(std::fabs(p - q) <= 1e-5 * loose * q, "max_prob", ds, dt, classes, p, q);
-      std::vector<double> others = x;
+      Numbers others = x;
       others.erase(others.begin() + argmax[0][r]);
       const double odds = classes > 1 ? x[argmax[0][r]] - logsumexp(others) : HUGE_VAL, gotten = fields[model][3][r];
       expect(gotten == odds || std::fabs(gotten - odds) <= 1e-5 * loose * (1 + std::fabs(odds)), "log_odds", ds, dt,
              classes, gotten, odds);
       expect(agree[r] == (argmax[0][r] == argmax[1][r]), "agree", ds, dt, classes, agree[r], 0);
     }
+  if (variant) return;
+  Array<char> scratch((kernels.scratch_bytes(classes) + 63) / 64 * 64);
+  target[0] = classes, target[1] = classes - 1;
+  kernels.distill_loss[ds][dt](op, 0, 2, scratch.data());
+  expect(std::isnan(loss[0]) && !std::isnan(loss[1]), "target", ds, dt, classes, loss[0], loss[1]);
+  for (int64_t r = 0; r < rows; ++r) student.put(r, places[r % 4], r < 4 ? kNan : kInfinity);
+  kernels.deviation_stats[ds][dt](stats, 0, rows, scratch.data());
+  for (int64_t r = 0; r < rows; ++r)
+    expect(argmax[1][r] == places[r % 4], "argmax", ds, dt, classes, argmax[1][r], places[r % 4]);
 }
 
-// The same of K entries a row, or of a soft target; the last row names a class that is none, or one twice.
+// The same of K entries a row, or of a soft target; the first row names a class that is none, or one twice.
 template <class R>
 void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
   std::mt19937 random(classes * 37 + variant);
@@ -185,17 +209,17 @@ void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
   const int64_t rows = 5, sizes[] = {1, std::min<int64_t>(7, classes), (classes + 1) / 2, classes}, width = classes + 1;
   const int64_t entries = sizes[variant], reduced = entries + (entries < classes);
   const bool soft_target = kind == kSoftTarget, tail = variant != 2 && !soft_target;
-  Logits student(ds, rows, width, variant), gradient(ds, rows, width, 1);
-  student.fill(random, 3);
-  std::vector<R> tau(rows), alpha(1, R(soft_target ? 1 : 0.6)), loss(rows), values(rows * entries), lse(rows);
-  std::vector<int64_t> target(rows), indices(rows * entries), all(classes);
+  Logits student(ds, rows, classes, variant), gradient(ds, rows, width, 1);
+  student.fill(random, 3, 0, variant == 1 ? 30 : 0);
+  Array<R> tau(rows), alpha(1, R(soft_target ? 1 : 0.6)), loss(rows), values(rows * entries), lse(rows);
+  Array<int64_t> target(rows), indices(rows * entries), all(classes);
   for (int64_t c = 0; c < classes; ++c) all[c] = c;
   std::normal_distribution<double> normal(0, 3);
   for (int64_t r = 0; r < rows; ++r) {
     tau[r] = R(soft_target ? 1 : variant ? 0.5 + r : 1), target[r] = random() % classes;
     std::shuffle(all.begin(), all.end(), random);
     std::copy(all.begin(), all.begin() + entries, &indices[r * entries]);
-    std::vector<double> t(entries);
+    Numbers t(entries);
     for (int64_t k = 0; k < entries; ++k) values[r * entries + k] = R(normal(random)), t[k] = values[r * entries + k];
     for (double& x : t) x /= tau[r];
     lse[r] = R(logsumexp(t) + 0.3);
@@ -203,10 +227,17 @@ void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
       for (int64_t k = 0; k < entries; ++k) values[r * entries + k] = R(std::exp(t[k] - logsumexp(t)));
   }
   expect(kernels.bad_index(indices.data(), entries, classes, 0, rows, all.data()) < 0, "index", ds, ds, classes, 0, 0);
-  int64_t& last = indices.back();
-  last = entries > 1 && variant % 2 ? indices[indices.size() - 2] : variant == 2 ? -1 : classes;
+  const int64_t last = indices.back();
+  if (variant == 0)  // the others vanish beside the one, and beside the last of them the rest
+    student.put(rows - 1, classes - 1, kHundred), student.put(rows - 1, indices[rows - 1], kFiveHundred);
+  const auto spoil = [&](int64_t i) {
+    indices[i] = entries > 1 && variant % 2 ? indices[i - 1] : variant == 2 ? -1 : classes;
+  };
+  spoil(rows * entries - 1);
   const int64_t bad = kernels.bad_index(indices.data(), entries, classes, 0, rows, all.data());
   expect(bad == int64_t(indices.size()) - 1, "bad index", ds, ds, classes, bad, indices.size() - 1);
+  indices.back() = last;
+  spoil(entries - 1);
 
   TopkLoss op{};
   DistillLoss& row_op = op.loss;
@@ -224,11 +255,11 @@ void check_topk(Dtype ds, int64_t classes, int variant, Divergence kind) {
   in_two_threads(rows, kernels.topk_scratch_bytes(classes, entries),
                  [&](int64_t begin, int64_t end, void* scratch) { kernels.topk_loss[ds](op, begin, end, scratch); });
 
-  expect(std::isnan(loss[rows - 1]), "bad row", ds, ds, classes, loss[rows - 1], 0);
-  for (int64_t r = 0; r + 1 < rows; ++r) {
+  expect(std::isnan(loss[0]), "bad row", ds, ds, classes, loss[0], 0);
+  for (int64_t r = 1; r < rows; ++r) {
     const auto s = row(student, r, classes, f, tau[r]), s1 = row(student, r, classes, f, 1);
-    std::vector<int64_t> place(classes, entries);  // of each class among the entries
-    std::vector<double> u(reduced), v(reduced, -HUGE_VAL), g(reduced), rest;
+    Array<int64_t> place(classes, entries);  // of each class among the entries
+    Numbers u(reduced), v(reduced, -HUGE_VAL), g(reduced), rest;
     double mass = 0, doubt = 0, apart = 0, ce = 0;
     for (int64_t k = 0; k < entries; ++k) {
       place[indices[r * entries + k]] = k, u[k] = s[indices[r * entries + k]];
@@ -287,22 +318,20 @@ void check_distribution(Dtype dtype, int64_t classes) {
 }  // namespace
 
 int main() {
-  for (int ds = 0; ds < kDtypes; ++ds)
-    for (int dt = 0; dt < kDtypes; ++dt)
-      for (int64_t classes : {1, 2, 7, 16, 33, 1023, 1024, 1025, 3076})
-        for (int variant = 0; variant < 4; ++variant) {
-          if ((ds == f64) != (dt == f64)) continue;
-          for (int kind = 0; kind < kDivergences; ++kind)
-            ds == f64 ? check<double>(f64, f64, classes, variant, Divergence(kind))
-                      : check<float>(Dtype(ds), Dtype(dt), classes, variant, Divergence(kind));
-        }
-  for (int ds = 0; ds < kDtypes; ++ds)
-    for (int64_t classes : {1, 2, 7, 16, 33, 1023, 1024, 1025, 3076}) {
-      check_distribution(Dtype(ds), classes);
-      for (int variant = 0; variant < 4; ++variant)
+  constexpr Dtype beside[3] = {f32, f16, bf16};
+  for (int64_t classes : {1, 2, 7, 15, 16, 17, 33, 1023, 1024, 1025, 2064})
+    for (int d = 0; d < kDtypes; ++d) {
+      const Dtype ds = Dtype(d);
+      check_distribution(ds, classes);
+      for (int variant = 0; variant < 5; ++variant) {
+        for (int kind = 0; kind < kDivergences; ++kind)
+          ds == f64 ? check<double>(f64, f64, classes, variant, Divergence(kind))
+                    : check<float>(ds, beside[(variant + kind) % 3], classes, variant, Divergence(kind));
         for (int kind : {kForwardKl, kReverseKl, kJsd, kTotalVariation, kSoftTarget})
-          ds == f64 ? check_topk<double>(f64, classes, variant, Divergence(kind))
-                    : check_topk<float>(Dtype(ds), classes, variant, Divergence(kind));
+          if (variant < 4)
+            ds == f64 ? check_topk<double>(f64, classes, variant, Divergence(kind))
+                      : check_topk<float>(ds, classes, variant, Divergence(kind));
+      }
     }
   std::printf("%d failures\n", failures);
   return failures != 0;

@@ -2,25 +2,16 @@
 // emulator. Every buffer is as long as its numbers and no longer, two threads share the examples, and results are held
 // against the formulas in double.
 #include "../../kernels/sampling/cpu.h"
-#include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <random>
-#include <thread>
-#include <vector>
-
-using namespace tamis;
+#include "driver.h"
 
 namespace {
 
 const DrawKernels& kernels = TAMIS_ISA::sampling.draw;
-int failures = 0;
 
 void expect(bool right, const char* what, int64_t n, int wide) {
   if (right) return;
   std::printf("%s: n %ld, %s\n", what, long(n), wide ? "float64" : "float32");
-  ++failures;
+  failed();
 }
 
 template <class Task>
@@ -52,8 +43,8 @@ void check(int64_t n, bool with_ids) {
   const int wide = sizeof(T) == 8;
   const int64_t seed = -5, offset = int64_t(3) << 33;
   std::mt19937_64 random(n);
-  std::vector<T> probs(n);
-  std::vector<int64_t> ids(n);
+  Array<T> probs(n);
+  Array<int64_t> ids(n);
   for (int64_t i = 0; i < n; ++i) probs[i] = T(random() % 1000) / 999, ids[i] = int64_t(random() >> 1) - (1ll << 61);
   for (int64_t i = 0; i < n; i += 5) probs[i] = i % 2;
   if (n > 3) probs[1] = T(1e-45), probs[2] = std::nextafter(T(1), T(0));
@@ -61,11 +52,17 @@ void check(int64_t n, bool with_ids) {
   std::vector<Words> words(n);
   for (int64_t i = 0; i < n; ++i) words[i] = philox(with_ids ? ids[i] : i, seed, offset);
 
-  std::vector<uint64_t> mask((n + 63) / 64);
+  Array<int64_t> all(4 * n);
+  Array<int64_t> positions(n);
+  for (int64_t i = 0; i < n; ++i) positions[i] = i;
+  kernels.words(with_ids ? ids.data() : positions.data(), seed, offset, 0, n, all.data());
+  for (int64_t i = 0; i < 4 * n; ++i) expect(uint64_t(all[i]) == words[i / 4].word[i % 4], "words", n, wide);
+
+  Array<uint64_t> mask((n + 63) / 64);
   int64_t drawn[2];
   in_two(n, [&](int t, int64_t a, int64_t b) { drawn[t] = kernels.poisson[wide](of, a, b, mask.data()); });
-  std::vector<int64_t> indices(drawn[0] + drawn[1]), want;
-  std::vector<float> weights(indices.size());
+  Array<int64_t> indices(drawn[0] + drawn[1]), want;
+  Array<float> weights(indices.size());
   in_two(n, [&](int t, int64_t a, int64_t b) {
     const int64_t to = t ? drawn[0] : 0;
     kernels.take_masked[wide](probs.data(), mask.data(), a, b, 50, indices.data() + to, weights.data() + to);
@@ -76,7 +73,7 @@ void check(int64_t n, bool with_ids) {
   for (size_t i = 0; i < weights.size(); ++i)
     expect(close(weights[i], std::min(50.0, 1 / double(probs[indices[i]]))), "poisson's weight", n, wide);
 
-  std::vector<uint32_t> keys(n), histogram[2] = {std::vector<uint32_t>(kBins), std::vector<uint32_t>(kBins)};
+  Array<uint32_t> keys(n), histogram[2] = {Array<uint32_t>(kBins, 0), Array<uint32_t>(kBins, 0)};
   bool valid[2];
   in_two(n, [&](int t, int64_t a, int64_t b) {
     valid[t] = kernels.race[wide](of, a, b, keys.data(), histogram[t].data());
@@ -88,14 +85,14 @@ void check(int64_t n, bool with_ids) {
     const double true_key = exponential(words[i]) / double(probs[i]);
     expect(probs[i] > 0 ? true_key > 3e38 ? key > 3e38f : close(key, true_key) : keys[i] == kNever, "key", n, wide);
   }
-  std::vector<uint32_t> sorted = keys;
+  Array<uint32_t> sorted = keys;
   std::sort(sorted.begin(), sorted.end());
   for (int64_t k = 1; k <= n; k += 1 + n / 7) {
     const uint32_t threshold = sorted[k - 1], low = threshold >> kBinShift << kBinShift;
     const uint32_t high = low | ((1u << kBinShift) - 1);
     const int64_t in_bin = kernels.count(keys.data(), 0, n, low, high);
     expect(in_bin == histogram[0][low >> kBinShift] + histogram[1][low >> kBinShift], "histogram", n, wide);
-    std::vector<uint32_t> candidates(in_bin);
+    Array<uint32_t> candidates(in_bin);
     kernels.gather(keys.data(), 0, n, low, high, candidates.data());
     const int64_t below = std::lower_bound(sorted.begin(), sorted.end(), low) - sorted.begin();
     const Ranked at = kernels.rank(candidates.data(), in_bin, k - below - 1);
@@ -103,14 +100,14 @@ void check(int64_t n, bool with_ids) {
     expect(at.key == threshold && below + at.below == equal.first - sorted.begin() &&
                at.equal == equal.second - equal.first,
            "rank", n, wide);
-    std::vector<int64_t> ties(at.equal);
+    Array<int64_t> ties(at.equal);
     expect(kernels.find(keys.data(), 0, n, threshold, threshold, ties.data()) == at.equal, "find", n, wide);
     const uint32_t above = kernels.least_above(keys.data(), 0, n, threshold);
     expect(above == (equal.second == sorted.end() ? kNever : *equal.second), "least_above", n, wide);
     if (threshold == kNever) continue;
     const int64_t upto = kernels.count(keys.data(), 0, n, 0, threshold);
-    std::vector<int64_t> winners(upto);
-    std::vector<float> weight(upto), key(upto);
+    Array<int64_t> winners(upto);
+    Array<float> weight(upto), key(upto);
     float tau = __builtin_inff();
     if (above != kNever) memcpy(&tau, &above, 4);
     kernels.take_keyed[wide](probs.data(), keys.data(), 0, n, threshold, {1e30f, true, tau}, winners.data(),
@@ -120,11 +117,15 @@ void check(int64_t n, bool with_ids) {
              "inclusion", n, wide);
   }
 
+  Array<uint32_t> last(n, 8);
+  last[n - 1] = 7;
+  expect(kernels.least_above(last.data(), 0, n, 6) == 7, "the last above", n, wide);
+
   const double most = kernels.largest[wide](probs.data(), 0, n);
   expect(most == *std::max_element(probs.begin(), probs.end()), "largest", n, wide);
   if (most > 0) {
     const Masses masses{std::ldexp(1, 10), std::ldexp(1, 20)};
-    std::vector<int64_t> order(n), points(2 * n + 1);
+    Array<int64_t> order(n), points(2 * n + 1);
     for (int64_t i = 0; i < n; ++i) order[i] = n - 1 - i;
     const int64_t* const by = with_ids ? order.data() : nullptr;
     const int64_t total = kernels.mass[wide](probs.data(), by, 0, n, masses), draws = points.size();
@@ -134,10 +135,14 @@ void check(int64_t n, bool with_ids) {
         "independent", n, wide);
     kernels.systematic(seed, offset, total, draws, 0, draws, points.data());
     expect(std::is_sorted(points.begin(), points.end()) && points[0] >= 0 && points.back() < total, "points", n, wide);
-    expect(kernels.place[wide](probs.data(), by, 0, n, masses, 0, points.data(), draws) == draws, "place", n, wide);
+    const int64_t half = n / 2, upto = kernels.mass[wide](probs.data(), by, 0, half, masses);
+    const int64_t first = std::lower_bound(points.begin(), points.end(), upto) - points.begin();
+    expect(kernels.place[wide](probs.data(), by, 0, half, masses, 0, points.data(), draws) == first, "place", n, wide);
+    expect(kernels.place[wide](probs.data(), by, half, n, masses, upto, &points[first], draws - first) == draws - first,
+           "place", n, wide);
     std::vector<double> count(n);
     for (const int64_t at : points) ++count[at];
-    std::vector<float> weight(draws);
+    Array<float> weight(draws);
     kernels.weigh[wide](probs.data(), masses, total, draws, 1e30f, points.data(), 0, draws, weight.data());
     for (int64_t i = 0; i < n; ++i)
       expect(std::fabs(count[i] - draws * std::floor(std::ldexp(double(probs[i]), 30)) / total) < 1, "counts", n, wide);

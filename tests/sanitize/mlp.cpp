@@ -8,9 +8,9 @@ namespace {
 const SparseMlpKernels& kernels = TAMIS_ISA::sparse_mlp;
 
 template <class R>
-std::vector<R> numbers(int64_t count, std::mt19937& random) {
+Array<R> numbers(int64_t count, std::mt19937& random) {
   std::normal_distribution<double> normal;
-  std::vector<R> x(count);
+  Array<R> x(count);
   for (R& v : x) v = R(normal(random));
   return x;
 }
@@ -39,8 +39,8 @@ template <class R>
 void check_gemv(Dtype dtype, int64_t tokens, int64_t size, int64_t rows, std::mt19937& random) {
   Logits w(dtype, rows, size, 3), bias(dtype, 1, rows, 0);
   w.fill(random, 1), bias.fill(random, 1);
-  const std::vector<R> x = numbers<R>(tokens * size, random);
-  std::vector<R> out(tokens * rows);
+  const Array<R> x = numbers<R>(tokens * size, random);
+  Array<R> out(tokens * rows);
   const Gemv op = {tokens, size, x.data(), w.memory.data(), w.stride, bias.memory.data(), out.data(), rows};
   in_two_threads(rows, 64, [&](int64_t begin, int64_t end, void*) { kernels.gemv[dtype](op, begin, end, nullptr); });
   for (int64_t t = 0; t < tokens; ++t)
@@ -57,8 +57,8 @@ void check_select(Dtype dtype, int64_t n, int64_t k, Activation a, bool gated, s
   const int64_t tokens = 5;
   Logits up(dtype, tokens, n, 1), gate(dtype, tokens, n, 2);
   up.fill(random, 1), gate.fill(random, 1);
-  std::vector<int32_t> count(tokens), index(tokens * k);
-  std::vector<R> hidden(tokens * k), up_at(tokens * k), gate_at(tokens * k);
+  Array<int32_t> count(tokens), index(tokens * k);
+  Array<R> hidden(tokens * k), up_at(tokens * k), gate_at(tokens * k);
   const Select op = {up.matrix(n), gated ? gate.matrix(n) : Matrix{}, k, a, count.data(), index.data(), hidden.data(),
                      up_at.data(), gated ? gate_at.data() : nullptr};
   in_two_threads(tokens, kernels.choose_scratch_bytes(n, k),
@@ -83,16 +83,17 @@ template <class R>
 void check_products(Dtype dtype, int64_t rows, int64_t b_rows, int64_t columns, std::mt19937& random) {
   Logits b(dtype, b_rows, columns, 1), y(dtype, rows, columns, 2), bias(dtype, 1, columns, 0);
   b.fill(random, 1), y.fill(random, 1), bias.fill(random, 1);
-  std::vector<int64_t> begin(rows);
-  std::vector<int32_t> count(rows), index;
+  Array<int64_t> begin(rows);
+  Array<int32_t> count(rows), index;
   for (int64_t r = 0; r < rows; ++r) {
     begin[r] = index.size();
     for (int64_t i = 0; i < b_rows; ++i)
       if (random() % 3 == 0) index.push_back(int32_t(i));
     count[r] = int32_t(index.size() - begin[r]);
   }
+  index.shrink_to_fit();
   const int64_t entries = index.size();
-  const std::vector<R> weight[2] = {numbers<R>(entries, random), numbers<R>(entries, random)};
+  const Array<R> weight[2] = {numbers<R>(entries, random), numbers<R>(entries, random)};
   const Entries of = {begin.data(), count.data(), index.data(), nullptr};
   Logits out(dtype, rows, columns, 0);
   for (int terms = 1; terms <= 2; ++terms) {
@@ -118,7 +119,7 @@ void check_products(Dtype dtype, int64_t rows, int64_t b_rows, int64_t columns, 
         near("gather", dtype, columns, out.at(r, c), sum, scale);
       }
   }
-  std::vector<R> products(entries);
+  Array<R> products(entries);
   const Compare compare = {of, b.memory.data(), b_rows, b.stride, columns, y.memory.data(), y.stride, products.data()};
   in_two_threads(rows, 64,
                  [&](int64_t first, int64_t last, void*) { kernels.compare[dtype](compare, first, last, nullptr); });
@@ -129,11 +130,11 @@ void check_products(Dtype dtype, int64_t rows, int64_t b_rows, int64_t columns, 
         sum += b.at(index[e], c) * y.at(r, c), scale += std::fabs(b.at(index[e], c) * y.at(r, c));
       near("compare", sizeof(R) == 8 ? f64 : f32, columns, products[e], sum, scale);
     }
-  std::vector<int64_t> of_column(b_rows), scratch(b_rows);
-  std::vector<int32_t> column_count(b_rows), row_of_entry(entries), from(entries);
+  Array<int64_t> of_column(b_rows), scratch(b_rows);
+  Array<int32_t> column_count(b_rows), row_of_entry(entries), from(entries);
   kernels.transpose({of, rows, b_rows, of_column.data(), column_count.data(), row_of_entry.data(), from.data()},
                     scratch.data());
-  std::vector<R> total(b_rows);
+  Array<R> total(b_rows);
   const Entries columns_of = {of_column.data(), column_count.data(), row_of_entry.data(), from.data()};
   kernels.total[sizeof(R) == 8]({columns_of, weight[0].data(), total.data()}, 0, b_rows, nullptr);
   for (int64_t i = 0; i < b_rows; ++i) {
@@ -145,9 +146,8 @@ void check_products(Dtype dtype, int64_t rows, int64_t b_rows, int64_t columns, 
 
 template <class R>
 void check_slopes(int64_t entries, Activation a, bool gated, std::mt19937& random) {
-  const std::vector<R> d = numbers<R>(entries, random), up = numbers<R>(entries, random),
-                       gate = numbers<R>(entries, random);
-  std::vector<R> d_up(entries), d_gate(entries);
+  const Array<R> d = numbers<R>(entries, random), up = numbers<R>(entries, random), gate = numbers<R>(entries, random);
+  Array<R> d_up(entries), d_gate(entries);
   const Slope op = {
       a, d.data(), up.data(), gated ? gate.data() : nullptr, d_up.data(), gated ? d_gate.data() : nullptr};
   in_two_threads(entries, 64,

@@ -18,7 +18,7 @@ build() {
   local runner=$1 compiler=$2 isa=$3 lanes=$4
   shift 4
   echo "$isa $*"
-  "$compiler" -std=c++17 -g -pthread "-DTAMIS_ISA=$isa" "-DTAMIS_LANES=$lanes" "$@" -Wno-psabi \
+  "$compiler" -std=c++17 -g -pthread -DTAMIS_CHECKED "-DTAMIS_ISA=$isa" "-DTAMIS_LANES=$lanes" "$@" -Wno-psabi \
     -Wno-maybe-uninitialized -o "$out/driver"
   $runner "$out/driver"
 }

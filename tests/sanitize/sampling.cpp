@@ -9,10 +9,10 @@ const SamplingKernels& kernels = TAMIS_ISA::sampling;
 struct Truth {  // of one row
   double logsumexp, entropy, max_prob, margin, nll, el2n;
   int64_t argmax;
-  std::vector<double> p;
+  Numbers p;
 };
 
-Truth truth_of(const std::vector<double>& z, int64_t y) {
+Truth truth_of(const Numbers& z, int64_t y) {
   Truth t{logsumexp(z), 0, 0, 0, 0, 0, 0, {}};
   double second = 0, others = 0, squares = 0;
   for (size_t c = 0; c < z.size(); ++c) {
@@ -35,12 +35,14 @@ Truth truth_of(const std::vector<double>& z, int64_t y) {
 
 template <class R>
 void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
-  const int64_t rows = 37;
+  const int64_t rows = 33;
   Logits logits(dtype, rows, classes, 3);
   logits.fill(random, 2);
-  std::vector<R> temperature(rows);
-  std::vector<int64_t> target(rows), argmax(rows);
-  std::vector<char> mask(rows * classes);
+  const int64_t top = std::min<int64_t>(classes - 1, 70);
+  logits.put(4, std::max<int64_t>(top - 1, 0), kTwenty), logits.put(4, top, kTwentyOne);  // the second just before
+  Array<R> temperature(rows);
+  Array<int64_t> target(rows), argmax(rows);
+  Array<char> mask(rows * classes);
   for (int64_t r = 0; r < rows; ++r) temperature[r] = R(0.5 + r * 0.1), target[r] = random() % classes;
   for (char& m : mask) m = random() % 4 != 0;
   for (int64_t r = 0; r < rows; ++r) mask[r * classes + target[r]] = 1;
@@ -48,12 +50,12 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
     const bool has_target = features & 1, has_mask = features & 2, capped = features & 4;
     const LogitTransform transform = {capped ? 0.7 : 1.0, capped ? 5.0 : 0.0};
     const StatsInput in = {logits.matrix(classes),
-                           has_mask ? Matrix{mask.data(), classes, classes, rows, 0} : Matrix{},
+                           has_mask ? Matrix{mask.data(), classes, classes, rows, rows * classes} : Matrix{},
                            transform,
                            temperature.data(),
                            1,
                            has_target ? target.data() : nullptr};
-    std::vector<R> out[6];
+    Array<R> out[6];
     for (auto& o : out) o.resize(rows);
     const SoftmaxStats op = {in,
                              out[0].data(),
@@ -67,9 +69,10 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
       kernels.softmax_stats[dtype](op, begin, end, scratch);
     });
     // The gradient of all four, over logits of their own.
-    std::vector<R> up[4];
+    Array<R> up[4];
     for (auto& u : up)
-      for (int64_t r = 0; r < rows; ++r) u.push_back(R(double(random() % 1000) / 500 - 1));
+      for (int64_t r = 0; r < rows; ++r)
+        u.push_back(R(r == 3 || r == rows - 1 ? 0 : double(random() % 1000) / 500 - 1));
     Logits gradient = logits;
     SoftmaxStatsBackward back = {in,
                                  out[1].data(),
@@ -85,10 +88,15 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
     in_two_threads(rows, kernels.scratch_bytes(classes), [&](int64_t begin, int64_t end, void* scratch) {
       kernels.softmax_stats_backward[dtype](back, begin, end, scratch);
     });
+    const int64_t bytes = kBytes[dtype];
+    bool gaps = true;
+    for (int64_t i = 0; i < int64_t(gradient.memory.size()); ++i)
+      gaps &= i / bytes % logits.stride < classes || gradient.memory[i] == logits.memory[i];
+    expect(gaps, "between rows", dtype, dtype, classes, 0, 0);
     const double eps = dtype == f64 ? 1e-13 : 2e-5;
     for (int64_t r = 0; r < rows; ++r) {
-      std::vector<double> z = row(logits, r, classes, transform, temperature[r]);
-      const std::vector<double> whole = z;
+      Numbers z = row(logits, r, classes, transform, temperature[r]);
+      const Numbers whole = z;
       if (has_mask)
         for (int64_t c = 0; c < classes; ++c) z[c] = mask[r * classes + c] ? z[c] : -INFINITY;
       const Truth t = truth_of(z, target[r]);
@@ -112,21 +120,68 @@ void check_stats(Dtype dtype, int64_t classes, std::mt19937& random) {
   }
 }
 
+// Rows that are not sound: NaN is the largest, several +inf are no NaN; a target or a maximum that is no class.
+template <class R>
+void check_unsound(Dtype dtype, int64_t classes, std::mt19937& random) {
+  const int64_t rows = 9, last = classes - 1, places[] = {last, std::min<int64_t>(1024, last), 0, last / 2};
+  Logits logits(dtype, rows, classes, 0);
+  logits.fill(random, 2);
+  for (int64_t r = 0; r < rows; ++r)
+    if (r < 4 || r == rows - 1) logits.put(r, places[r % 4], r < 4 ? kNan : kInfinity);
+  logits.put(rows - 1, 0, kInfinity);
+  const Array<R> temperature(1, 1), up(rows, 1);
+  Array<int64_t> target(rows, 0), argmax(rows);
+  target[5] = classes, target[6] = -1;
+  const StatsInput in = {logits.matrix(classes), {}, {1, 0}, temperature.data(), 0, target.data()};
+  Array<R> out[6];
+  for (auto& o : out) o.resize(rows);
+  const SoftmaxStats op = {
+      in, out[0].data(), out[1].data(), out[2].data(), out[3].data(), argmax.data(), out[4].data(), out[5].data()};
+  Array<char> scratch((kernels.scratch_bytes(classes) + 63) / 64 * 64, 0x41);
+  kernels.softmax_stats[dtype](op, 0, rows, scratch.data());
+  for (int64_t r = 0; r < rows; ++r) {
+    const bool sound = r >= 4 && r < rows - 1, inside = target[r] == 0;
+    const int64_t want = r == rows - 1 ? 0 : places[r % 4];
+    expect(sound || argmax[r] == want, "argmax", dtype, dtype, classes, double(argmax[r]), double(want));
+    expect(std::isnan(out[2][r]) == !sound, "max_prob", dtype, dtype, classes, out[2][r], 0);
+    for (int k = 4; k < 6; ++k)
+      expect(std::isnan(out[k][r]) == !(sound && inside), "of a target", dtype, dtype, classes, out[k][r], 0);
+  }
+  expect(std::isinf(out[0][rows - 1]), "logsumexp", dtype, dtype, classes, out[0][rows - 1], HUGE_VAL);
+
+  argmax[7] = classes;
+  Logits gradient(dtype, rows, classes, 0);
+  const SoftmaxStatsBackward back = {in,
+                                     out[1].data(),
+                                     out[2].data(),
+                                     argmax.data(),
+                                     up.data(),
+                                     up.data(),
+                                     up.data(),
+                                     up.data(),
+                                     gradient.matrix(classes),
+                                     false};
+  kernels.softmax_stats_backward[dtype](back, 4, 8, scratch.data());
+  for (int64_t r = 4; r < 8; ++r)
+    for (int64_t c = 0; c < classes; ++c)
+      expect(std::isnan(gradient.at(r, c)) == (r > 4), "gradient", dtype, dtype, classes, gradient.at(r, c), 0);
+}
+
 template <class R>
 void check_disagreement(Dtype s, Dtype t, int64_t classes, std::mt19937& random) {
   const int64_t rows = 9;
   Logits a(s, rows, classes, 0), b(t, rows, classes, 5);
   a.fill(random, 2), b.fill(random, 2);
-  std::vector<int64_t> target(rows);
+  Array<int64_t> target(rows);
   for (auto& y : target) y = random() % classes;
   for (Disagreement kind : {Disagreement::entropy_term, Disagreement::max_abs, Disagreement::jsd}) {
-    std::vector<R> out(rows);
+    Array<R> out(rows);
     const DisagreementOp op = {a.matrix(classes), b.matrix(classes), target.data(), kind, out.data()};
     in_two_threads(rows, kernels.scratch_bytes(classes), [&](int64_t begin, int64_t end, void* scratch) {
       kernels.disagreement[s][t](op, begin, end, scratch);
     });
     for (int64_t r = 0; r < rows; ++r) {
-      const std::vector<double> x = row(a, r, classes, {1, 0}, 1), y = row(b, r, classes, {1, 0}, 1);
+      const Numbers x = row(a, r, classes, {1, 0}, 1), y = row(b, r, classes, {1, 0}, 1);
       const Truth p = truth_of(x, target[r]), q = truth_of(y, target[r]);
       double want = 0;
       for (int64_t c = 0; c < classes; ++c) {
@@ -147,11 +202,11 @@ void check_disagreement(Dtype s, Dtype t, int64_t classes, std::mt19937& random)
 
 int main() {
   std::mt19937 random(1);
-  for (int64_t classes : {1, 2, 7, 16, 33, 64, 100, 256, 257, 1023, 1025, 2100}) {
-    check_stats<float>(f32, classes, random);
-    check_stats<double>(f64, classes, random);
-    check_stats<float>(f16, classes, random);
-    check_stats<float>(bf16, classes, random);
+  for (int64_t classes : {1, 2, 7, 15, 16, 33, 64, 100, 256, 257, 1023, 1024, 1025, 2064}) {
+    check_stats<float>(f32, classes, random), check_unsound<float>(f32, classes, random);
+    check_stats<double>(f64, classes, random), check_unsound<double>(f64, classes, random);
+    check_stats<float>(f16, classes, random), check_unsound<float>(f16, classes, random);
+    check_stats<float>(bf16, classes, random), check_unsound<float>(bf16, classes, random);
     for (Dtype s : {f32, f16, bf16})
       for (Dtype t : {f32, f16, bf16}) check_disagreement<float>(s, t, classes, random);
     check_disagreement<double>(f64, f64, classes, random);

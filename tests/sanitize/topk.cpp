@@ -40,19 +40,12 @@ void check(Dtype dtype, int64_t n, int64_t k, Order order, bool sorted) {
   const int64_t rows = 3;
   Logits x(dtype, rows, n, 5);
   arrange(x, order, random);
-  std::vector<char> values(rows * k * kBytes[dtype]);
-  std::vector<int64_t> indices(rows * k);
+  Array<char> values(rows * k * kBytes[dtype]);
+  Array<int64_t> indices(rows * k);
   const TopK op = {x.matrix(n), k, sorted, values.data(), indices.data()};
   const auto& kernels = TAMIS_ISA::sparse_mlp;
-  const int64_t bytes = (kernels.choose_scratch_bytes(n, k) + 63) / 64 * 64;
-  const auto run = [&](int64_t begin, int64_t end) {
-    void* const scratch = std::aligned_alloc(64, bytes);
-    kernels.topk[dtype](op, begin, end, scratch);
-    std::free(scratch);
-  };
-  std::thread other([&] { run(0, 1); });
-  run(1, rows);
-  other.join();
+  in_two_threads(rows, kernels.choose_scratch_bytes(n, k),
+                 [&](int64_t begin, int64_t end, void* scratch) { kernels.topk[dtype](op, begin, end, scratch); });
   for (int64_t r = 0; r < rows; ++r) {
     std::vector<int64_t> wanted(n);
     std::iota(wanted.begin(), wanted.end(), 0);
@@ -69,7 +62,7 @@ void check(Dtype dtype, int64_t n, int64_t k, Order order, bool sorted) {
     if (right) continue;
     std::printf("%s: n %ld, k %ld, order %d, %s, row %ld\n", kNames[dtype], long(n), long(k), int(order),
                 sorted ? "sorted" : "by index", long(r));
-    ++failures;
+    failed();
   }
 }
 
