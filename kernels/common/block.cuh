@@ -2,7 +2,8 @@
 #pragma once
 #include <cuda_runtime.h>
 
-extern __shared__ __align__(16) unsigned char tamis_dynamic_shared[];  // what a launch adds; the emulator knows the name
+extern __shared__ __align__(
+    16) unsigned char tamis_dynamic_shared[];  // what a launch adds; the emulator knows the name
 
 namespace tamis::cuda {
 

@@ -1,39 +1,22 @@
 // Distillation loss and its gradient, a block's rows in its shared memory. The semantics are those of cpu_form.cpp and
 // triton_kernels.py.
 // Floor: both logits read once, the gradient written once; two exponentials a class and two more for the gradient, half
-// as many again where a target asks for the student's softmax at temperature 1; none for logit_mse; jsd four logarithms.
-// No more than that floor is moved, whatever L2 holds: a block reads both rows once, adds them up as they come, and
-// keeps them for what needs the sums. Which rows come here is for pysrc/tamis/distill/cuda_choice.py to say.
+// as many again where a target asks for the student's softmax at temperature 1; none for logit_mse; jsd four
+// logarithms. No more than that floor is moved, whatever L2 holds: a block reads both rows once, adds them up as they
+// come, and keeps them for what needs the sums. Which rows come here is for pysrc/tamis/distill/cuda_choice.py to say.
 #pragma once
-#include "../common/matrix.h"
 #include "../common/numbers.cuh"
 #include "../common/row.cuh"
-#include "divergence.h"
+#include "cuda_rows.h"
 
 namespace tamis::cuda {
-
-struct DistillRows {
-  int64_t rows;
-  Matrix student, teacher;  // [rows, classes]: the classes that count; kAlone: no teacher
-  LogitTransform student_transform, teacher_transform;
-  const float *temperature, *alpha;  // [1] with step 0, or [rows] with step 1
-  int64_t temperature_step, alpha_step;
-  const int64_t* target;    // [rows], or null
-  const float* row_weight;  // [rows], or null
-  int64_t ignore_index;
-  float label_smoothing, beta;   // beta: of jsd, within (0, 1)
-  bool hard;                     // some row may need exp(s), and what it has for the divergence is not that
-  float* loss;                   // out: [rows], with the row's weight
-  Matrix gradient;               // out: [rows, classes and padding]; null: none is wanted; may be the student
-  const double* gradient_scale;  // [1]: the reduction's factor, folded into the gradient
-};
 
 constexpr float kInfinity = __builtin_inff(), kLog2e = 1.44269504f;
 constexpr int kAhead = 2;  // slices of each row that a thread waits for
 
 // Of 16 bytes each: what a block keeps of one model, wherever its row begins.
 template <class T>
-constexpr int64_t most_slices(int64_t classes) {
+__host__ __device__ constexpr int64_t most_slices(int64_t classes) {
   return (classes + 2 * (kLanes<T> - 1)) / kLanes<T>;
 }
 
@@ -213,6 +196,7 @@ __global__ void __launch_bounds__(kThreads) distill_rows_kernel(const DistillRow
   constexpr int kCount = kLanes<T>;
   __shared__ float tops[kWarps][2], sums[kWarps][kSums], compares[kWarps][2];
   Vector<T>* const kept = reinterpret_cast<Vector<T>*>(tamis_dynamic_shared);
+  Vector<T>* const t_kept = kept + most_slices<T>(op.student.classes);  // of all rows: slots keep their threads
   const Model s_model(op.student_transform), t_model(op.teacher_transform);
   const int64_t classes = op.student.classes;
   for (int64_t r = blockIdx.x; r < op.rows; r += gridDim.x) {
@@ -246,7 +230,7 @@ __global__ void __launch_bounds__(kThreads) distill_rows_kernel(const DistillRow
       kept[i] = slice.at = s_ahead[0];
       transform(slice, s_model, s);
       if constexpr (kTwo) {
-        kept[slices + i] = slice.at = t_ahead[0];
+        t_kept[i] = slice.at = t_ahead[0];
         transform(slice, t_model, t);
       }
 #pragma unroll
@@ -272,7 +256,7 @@ __global__ void __launch_bounds__(kThreads) distill_rows_kernel(const DistillRow
         Slice<T> slice = student.unread(i);
         float s[kCount], t[kCount] = {};
         if constexpr (kTwo) {
-          slice.at = kept[slices + i];
+          slice.at = t_kept[i];
           transform(slice, t_model, t);
         }
         slice.at = kept[i];
@@ -282,7 +266,7 @@ __global__ void __launch_bounds__(kThreads) distill_rows_kernel(const DistillRow
     };
     float compared[2] = {};
     if constexpr (kCompares) {
-      for_each_slice([&](const Slice<T>&, const float(&s)[kCount], const float(&t)[kCount]) {
+      for_each_slice([&](const Slice<T>&, const float (&s)[kCount], const float (&t)[kCount]) {
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
           const float p = exp2f((s[k] - shift_s) * exponent) * over_s, q = exp2f((t[k] - shift_t) * exponent) * over_t;
@@ -311,7 +295,7 @@ __global__ void __launch_bounds__(kThreads) distill_rows_kernel(const DistillRow
     const float of_student = (soft == 0 ? 0 : scale * soft * outcome.student) + (op.hard ? 0 : of_hard);
     const float of_label = hard * (1 - smoothing), of_each = hard * smoothing / float(classes);
     const bool together = past_of(gradient) == student.past;
-    for_each_slice([&](Slice<T>& slice, const float(&s)[kCount], const float(&t)[kCount]) {
+    for_each_slice([&](Slice<T>& slice, const float (&s)[kCount], const float (&t)[kCount]) {
       float g[kCount] = {};
       if (op.hard) {
 #pragma unroll

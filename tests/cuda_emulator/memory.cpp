@@ -56,7 +56,7 @@ bool watched;             // the driver was compiled with the calls
 const void* last_access;  // where in the code
 std::vector<std::unique_ptr<Buffer>> buffers;
 std::unique_ptr<Buffer> shared, dynamic;  // dynamic: while a launch has some
-thread_local volatile char anchor = 1;  // makes this module's thread-local memory be there
+thread_local volatile char anchor = 1;    // makes this module's thread-local memory be there
 
 struct Module {  // this library, where it is loaded
   char* base;
@@ -132,8 +132,8 @@ void check_access(const void* address, size_t bytes, Kind kind, bool aligned) {
   Buffer* const b = find(p);
   if (!b || !b->holds(p + bytes - 1)) {
     if (in_dynamic(p))
-      fail("%s out of bounds, %zu bytes at byte %ld of dynamic shared memory of %zu", kind == reads ? "a read" : "a write",
-           bytes, long(p - tamis_dynamic_shared), dynamic ? dynamic->bytes : 0);
+      fail("%s out of bounds, %zu bytes at byte %ld of dynamic shared memory of %zu",
+           kind == reads ? "a read" : "a write", bytes, long(p - tamis_dynamic_shared), dynamic ? dynamic->bytes : 0);
     for (auto& near : buffers)
       if (p + 256 > near->begin && p < near->begin + near->bytes + 256)
         fail("%s out of bounds, %zu bytes at byte %ld of a buffer of %zu", kind == reads ? "a read" : "a write", bytes,

@@ -154,8 +154,8 @@ EXPORT int reverse(const void* x, void* y, int64_t blocks, int64_t broken) {
   }
 #define TO(name, blocks) \
   EXPORT int name(void* y, int64_t broken) { return launch(name##_kernel, blocks, static_cast<int*>(y), broken); }
-#define DYNAMIC(name, wrong)                                                                         \
-  EXPORT int name(void* y, int64_t broken) {                                                         \
+#define DYNAMIC(name, wrong)                                                                       \
+  EXPORT int name(void* y, int64_t broken) {                                                       \
     return launch_with(kThreads * 4, dynamic_kernel, 1, static_cast<int*>(y), broken ? wrong : 0); \
   }
 #define TAIL(name)                                                                                \

@@ -8,6 +8,7 @@
 
 #define __global__
 #define __device__
+#define __host__
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 // One block runs at a time, on one thread of the system; as thread-local, all of it lies in one place (memory.cpp).
