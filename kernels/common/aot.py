@@ -30,3 +30,4 @@ class CudaVariant:
     dtype: str
     label: str
     instance: str  # as C++ spells it: "tamis::cuda::scale_rows_kernel<float>"
+    dynamic: int = 0  # bytes of shared memory that a launch adds

@@ -191,7 +191,7 @@ __device__ inline void transform(const Slice<T>& slice, const Model& model, floa
 // A block walks rows: loss = weight * (alpha * tau^2 * D(teacher, student at tau) + (1 - alpha) * CE). A thread keeps
 // its slices of both rows in the shared memory of the launch, most_slices of 16 bytes each, and alone reads them again.
 template <class T, Divergence kDivergence>
-__global__ void __launch_bounds__(kThreads) distill_rows_kernel(const DistillRows op) {
+__global__ void __launch_bounds__(kThreads, 1) distill_rows_kernel(const DistillRows op) {
   constexpr bool kTwo = kDivergence != kAlone, kCompares = kDivergence == kJsd || kDivergence == kTotalVariation;
   constexpr int kCount = kLanes<T>;
   __shared__ float tops[kWarps][2], sums[kWarps][kSums], compares[kWarps][2];

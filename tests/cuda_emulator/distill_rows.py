@@ -105,7 +105,8 @@ def edges() -> list[Case]:
                for a, b, c in ((1, 1, 1), (0, 1, 0), (0, 0, 3), (7, 7, 0), (3, 3, 3))]  # fmt: skip
     one = [case(divergence=d, target=False, alpha=1.0, weighted=False, classes=n, tau=1.0) for d in every[:-1]
            for n in (1, 2, 513)]  # fmt: skip
-    equal = [case(divergence=d, equal=True, alpha=1.0, target=False) for d in every[:-1]]
+    equal = [case(divergence=d, equal=how, classes=n, alpha=1.0, target=False) for d in every[:-1]
+             for how, n in ((True, 77), ("swapped", 4))]  # fmt: skip
     unasked = [case(target=False, alpha=1.0, ignored=-1), case(tau=1.0, alpha=0.25, smoothing=0.0, masked=True)]
     first = [case(label=0, rows=1), case(label=76, rows=1), case(label=76, rows=1, smoothing=0.0, gradient="in place")]
     mixes = [case(divergence=d, alpha=a, per_row=True) for d in every[:-1] for a in (0.0, 1.0)]
@@ -124,6 +125,8 @@ def inputs(c: Case) -> dict[str, Any]:
         t -= np.linspace(-9, 9, n)
     if c["equal"]:
         t = s.copy()
+    if c["equal"] == "swapped":  # probabilities that are the same bits, beside some that are not
+        t[:, :2] = s[:, 1::-1]
     labels = rng.integers(0, n, rows) if "label" not in c else np.full(rows, c["label"])
     if c["masked"] and n > 2:
         out = rng.random((rows, n)) < 0.4

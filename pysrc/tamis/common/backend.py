@@ -2,6 +2,9 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -10,12 +13,47 @@ from torch import Tensor
 from .checks import check_choice, fail
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
+CUDA_KERNELS = {"distill_loss": "_distill_rows_cuda"}  # ops with a kernel in CUDA C++; the private op that launches it
+_named: ContextVar[str] = ContextVar("tamis_named", default="")
 
 
 class Choice(NamedTuple):
     backend: str  # cpu, triton, cuda or reference
     kernel: str
     reason: str
+
+    @property
+    def named(self) -> str:
+        """The reason, where it is that somebody named the backend."""
+        return self.reason if self.reason.endswith(f"={self.backend}") else ""
+
+
+def has_cuda_kernel(fn: str) -> bool:
+    """Whether its kernel in CUDA C++ was built, which is so only where nvcc was found."""
+    return fn in CUDA_KERNELS and hasattr(torch.ops.tamis, CUDA_KERNELS[fn])
+
+
+def naming(choice: Choice) -> AbstractContextManager[None]:
+    """Inside, an op's CUDA implementation knows which backend its caller named. A traced graph keeps no such thing:
+    there it is TAMIS_BACKEND alone."""
+    if torch.compiler.is_compiling() or choice.backend not in ("triton", "cuda") or not choice.named:
+        return nullcontext()
+    return _naming(choice.named)
+
+
+@contextmanager
+def _naming(named: str) -> Iterator[None]:
+    token = _named.set(named)
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
+def named_for_cuda() -> str:
+    """"impl=cuda" and the like, or nothing."""
+    backend = os.environ.get("TAMIS_BACKEND")
+    return _named.get() or (f"TAMIS_BACKEND={backend}" if backend in ("triton", "cuda") else "")
 
 
 def isa() -> str:
@@ -29,7 +67,7 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def choose(fn: str, impl: str, tensor: Tensor, *, cuda_kernels: bool = False) -> Choice:
+def choose(fn: str, impl: str, tensor: Tensor) -> Choice:
     """The implementation of `fn` for a tensor's device; `impl` or, where that is auto, TAMIS_BACKEND may name another.
 
     Raises:
@@ -58,7 +96,9 @@ def choose(fn: str, impl: str, tensor: Tensor, *, cuda_kernels: bool = False) ->
             fail(fn, forced, "CUDA tensors for triton (or TRITON_INTERPRET=1)", device)
         if importlib.util.find_spec("triton") is None:
             fail(fn, forced, "triton installed: pip install 'tamis[triton]'", "none", ImportError)
-    if wanted == "cuda" and (device != "cuda" or not cuda_kernels):
+    if wanted == "cuda" and (device != "cuda" or fn not in CUDA_KERNELS):
         fail(fn, forced, "an op with a CUDA C++ kernel, and CUDA tensors, for cuda", f"{fn} on {device}")
+    if wanted == "cuda" and not has_cuda_kernel(fn):
+        fail(fn, forced, "tamis built where nvcc is, for cuda", "no CUDA library", ImportError)
     kernel = {"cpu": "simd", "triton": f"{fn}_kernel", "reference": "plain torch"}.get(wanted, fn)
     return Choice(wanted, kernel, reason)

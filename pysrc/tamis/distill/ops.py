@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.backend import choose
+from ..common.backend import Choice, choose
 from ..common.checks import real_dtype
+from ..common.explain import explained_by
 from ..common.registry import register
 from . import cuda, reference
 from .autograd import apart_from_logits, autograd, check_overwritten, fake_loss, run
@@ -199,6 +200,29 @@ def _fake_rows(student_logits: Tensor, *arguments: Any) -> list[Tensor]:
     return [loss, *(fake_stats(student_logits) if arguments[-1] else [])]
 
 
+def _explained(
+    choice: Choice,
+    student_logits: Tensor,
+    teacher_logits: Tensor | None = None,
+    target: Tensor | None = None,
+    *,
+    alpha: float | Tensor = 1.0,
+    divergence: str = "forward_kl",
+    beta: float = 0.5,
+    vocab_size: int | None = None,
+    **_: Any,
+) -> Choice:
+    """Which kernel takes these rows on a CUDA device, with their gradient where student_logits want one."""
+    if not student_logits.is_cuda:
+        return choice
+    kind = cuda.divergence_of("distill_loss", divergence, beta, torch.as_tensor(alpha))
+    teacher = student_logits if teacher_logits is None else teacher_logits
+    classes = student_logits.shape[-1] if vocab_size is None else vocab_size
+    gradient = student_logits.requires_grad and torch.is_grad_enabled()
+    return cuda.rows_choice(student_logits, teacher, classes, kind, gradient=gradient, named=choice.named)
+
+
+explained_by("distill_loss", _explained)
 register(
     "distill_loss",
     fake=partial(_fake, 0),
