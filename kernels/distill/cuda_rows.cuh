@@ -54,8 +54,8 @@ struct Asked {  // by a row
   }
 };
 
-// Of a thread, then of the row. Beside the maxima, and relative to them:
-enum Sum_ {
+// What a thread has added up, then the row. Relative to the maxima:
+enum Summed {
   kStudentSum,  // of exp((s - shift) / tau)
   kTeacherSum,
   kDifference,  // of u = (t - shift_t) - (s - shift_s): forward exp((t - shift_t) / tau) * u, reverse

@@ -110,8 +110,9 @@ def edges() -> list[Case]:
     unasked = [case(target=False, alpha=1.0, ignored=-1), case(tau=1.0, alpha=0.25, smoothing=0.0, masked=True)]
     first = [case(label=0, rows=1), case(label=76, rows=1), case(label=76, rows=1, smoothing=0.0, gradient="in place")]
     mixes = [case(divergence=d, alpha=a, per_row=True) for d in every[:-1] for a in (0.0, 1.0)]
+    out = [case(divergence=d, alpha=alpha(d), kinds=["out"], rows=1, smoothing=x) for d in every for x in (0.0, 0.1)]
     blind = [case(divergence=d, alpha=0.0, kinds=["teacher_nan"], rows=1) for d in every[:-1]]
-    return [*long, *told, *alone, *shifted, *one, *equal, *unasked, *first, *mixes, *blind]
+    return [*long, *told, *alone, *shifted, *one, *equal, *unasked, *first, *mixes, *blind, *out]
 
 
 def inputs(c: Case) -> dict[str, Any]:
@@ -149,6 +150,8 @@ def inputs(c: Case) -> dict[str, Any]:
             s[r, rng.integers(n)] = NAN
         elif kind == "teacher_nan":
             t[r, rng.integers(n)] = NAN
+        elif kind == "out":  # its target is no class of either model
+            s[r, labels[r]], t[r, labels[r]] = -INF, -INF
         elif kind == "weightless":
             weight[r] = 0
         elif kind == "ignored":
@@ -217,7 +220,9 @@ def want_of(c: Case, x: dict[str, Any], r: int) -> tuple[float, np.ndarray]:
     if not good or (not c["target"] and alpha != 1) or (c["divergence"] == ALONE and alpha != 0):
         return NAN, np.full(n, NAN)
     with np.errstate(invalid="ignore"):
-        models = [form.decode(x[name][r]).astype(np.float64) * scale for name, scale in zip("st", c["scales"], strict=True)]
+        models = [
+            form.decode(x[name][r]).astype(np.float64) * scale for name, scale in zip("st", c["scales"], strict=True)
+        ]
     (s, t), (cap, t_cap) = models, c["caps"]
     s, t = (m if not k else k * np.tanh(m / k) for m, k in ((s, cap), (t, t_cap)))
     value, slope = 0.0, np.zeros(n)
@@ -230,7 +235,8 @@ def want_of(c: Case, x: dict[str, Any], r: int) -> tuple[float, np.ndarray]:
         ce = -(1 - smoothing) * log_p[label] - (smoothing * log_p.mean() if smoothing else 0)
         value += (1 - alpha) * ce
         slope = slope + (1 - alpha) * (p - (1 - smoothing) * hot - smoothing / n)
-    slope = slope * c["scales"][0] * (1 - (s / cap) ** 2 if cap else 1)
+    with np.errstate(invalid="ignore"):
+        slope = slope * c["scales"][0] * (1 - (s / cap) ** 2 if cap else 1)
     return weight * value, weight * slope
 
 
@@ -266,8 +272,9 @@ def check(lib: Library, c: Case) -> None:
     sizes += [int(c["per_row"])] * 2 + [c.get("ignored", IGNORED), int(hard_of(c))]
     reals = [c["scales"][0], c["caps"][0], c["scales"][1], c["caps"][1], c["smoothing"], c["beta"]]
     loss = Memory(rows, np.float32)
+    options = given(np.array(sizes, np.int64)), given(np.array(reals, np.float64))
     lib.run(
-        "distill_rows", form.code, c["divergence"], given(np.array(sizes, np.int64)), given(np.array(reals, np.float64)),
+        "distill_rows", form.code, c["divergence"], *options,
         student, None if c["divergence"] == ALONE else teacher, given(x["labels"]) if c["target"] else None,
         given(x["tau"]), given(x["alpha"]), given(x["weight"]) if c["weighted"] else None,
         given(np.array([scale])), loss, gradient, c["blocks"], seed=c["seed"],

@@ -6,8 +6,8 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 
-from .distill_rows import distill_rows_cases, distill_rows_edges
 from .distill_rows import check as check_distill_rows
+from .distill_rows import distill_rows_cases, distill_rows_edges
 from .emulator import Library, Memory, given
 from .family import OFFSETS, SEEDS, Case, Family, numbers
 from .formats import FORMATS, Format

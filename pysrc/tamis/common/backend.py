@@ -51,7 +51,7 @@ def _naming(named: str) -> Iterator[None]:
 
 
 def named_for_cuda() -> str:
-    """"impl=cuda" and the like, or nothing."""
+    """ "impl=cuda" and the like, or nothing."""
     backend = os.environ.get("TAMIS_BACKEND")
     return _named.get() or (f"TAMIS_BACKEND={backend}" if backend in ("triton", "cuda") else "")
 

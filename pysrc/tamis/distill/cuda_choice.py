@@ -6,7 +6,7 @@ programs fit there together,
 
     min(rows, 4 * multiprocessors) * models * classes * bytes an element <= bytes of L2
 
-and from memory where they do not: then up to five streams instead of three, or seven under jsd and total variation. (The
+and from memory where they do not: up to five streams instead of three, or seven under jsd and total variation. (The
 gradient's own lines, which take from L2 too, are not counted.) The kernel in CUDA C++ keeps a block's rows in shared
 memory, so it reads them once whatever L2 holds, but there they must fit. Where it buys nothing Triton keeps the work.
 This counts bytes: no GPU has timed either.
@@ -78,7 +78,7 @@ def chosen(
     models = 1 if divergence == ALONE else 2
     many = "" if models == 1 else f"{models} x "
     row = classes * student.itemsize
-    sizes = f"rows of {many}{_kilobytes(row)}"
+    sizes = f"rows of {many}{_size(row)}"
     no = _refusal(device, student, teacher if models == 2 else student, classes, models, built, sizes)
     name, _, wanted = forced.partition("=")
     if wanted == "cuda":
@@ -94,7 +94,7 @@ def chosen(
     if not gradient and divergence not in COMPARES:
         return Choice("triton", TRITON, f"no gradient: {sizes} are read once")
     together = min(rows, PROGRAMS * device.multiprocessors) * models * row
-    held = f"{_megabytes(together)} of rows at once, L2 of {_megabytes(device.l2)}"
+    held = f"{_size(together)} of rows at once, L2 of {_size(device.l2)}"
     if together <= device.l2:
         return Choice("triton", TRITON, f"{held}: read again from there")
     return Choice("cuda", CUDA, f"{held}; {sizes} fit into the {device.shared >> 10} KiB of {device.name}: read once")
@@ -115,9 +115,8 @@ def _refusal(
     return ""
 
 
-def _kilobytes(count: int) -> str:
-    return f"{count / 1000:.0f} KB" if count >= 10_000 else f"{count / 1000:.1f} KB"
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 2**20:.0f} MiB" if count >= 10 << 20 else f"{count / 2**20:.1f} MiB"
+def _size(count: int) -> str:
+    for unit, bytes_ in (("MiB", 2**20), ("KiB", 2**10)):
+        if count >= bytes_:
+            return f"{count / bytes_:.3g} {unit}"
+    return f"{count} bytes"

@@ -94,7 +94,9 @@ def distill_loss(
             to all rows, classes side by side. Under torch.compile and for impl="reference" the gradient is a new
             tensor.
         return_stats: also DeviationStats.
-        impl: "auto", "reference", "cpu", "triton" or "cuda".
+        impl: "auto", "reference", "cpu", "triton" or "cuda". CUDA tensors go to Triton, or to CUDA C++ where that moves
+            fewer bytes: tamis.explain says which and why. "cuda" is a ValueError where its kernel cannot hold the rows;
+            a compiled graph keeps neither name: there it is TAMIS_BACKEND that decides.
     Returns:
         The loss, float32 (float64 for float64), sums in that dtype: 0-d, or [*] for "none". A class at -inf in both
         models adds 0; one at -inf in the student alone makes its row inf under forward_kl, in the teacher alone under
