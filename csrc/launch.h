@@ -4,13 +4,26 @@
 
 namespace tamis {
 
+// shared: bytes that the kernel finds as its dynamic shared memory.
 template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned threads, cudaStream_t stream, A... arguments) {
+cudaError_t launch_with(size_t shared, void (*kernel)(P...), dim3 grid, unsigned threads, cudaStream_t stream,
+                        A... arguments) {
+  if (shared) {
+    const void* const name = reinterpret_cast<const void*>(kernel);
+    const cudaError_t error = cudaFuncSetAttribute(name, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
+}
+
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, unsigned threads, cudaStream_t stream, A... arguments) {
+  return launch_with(0, kernel, grid, threads, stream, arguments...);
 }
 
 }  // namespace tamis
