@@ -322,8 +322,8 @@ __global__ void __launch_bounds__(kThreads, 1) distill_rows_kernel(const Distill
       } else {
 #pragma unroll
         for (int k = 0; k < kCount; ++k) {
-          const T x = slice.at.lane[k];
-          if (slice.has(k)) gradient[slice.first + k] = x;
+          const T lane = slice.at.lane[k];
+          if (slice.has(k)) gradient[slice.first + k] = lane;
         }
       }
     });

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ class Choice(NamedTuple):
         return self.reason if self.reason.endswith(f"={self.backend}") else ""
 
 
+@cache
 def has_cuda_kernel(fn: str) -> bool:
     """Whether its kernel in CUDA C++ was built, which is so only where nvcc was found."""
     return fn in CUDA_KERNELS and hasattr(torch.ops.tamis, CUDA_KERNELS[fn])
