@@ -1,6 +1,7 @@
 // A launch by the runtime's own function: arguments are checked against the kernel's, and any C++ compiler reads it.
 #pragma once
 #include <cuda_runtime.h>
+#include <mutex>
 
 namespace tamis {
 
@@ -8,7 +9,10 @@ namespace tamis {
 template <class... P, class... A>
 cudaError_t launch_with(size_t shared, void (*kernel)(P...), dim3 grid, unsigned threads, cudaStream_t stream,
                         A... arguments) {
+  static std::mutex mutex;  // what a kernel may ask for is the kernel's: another thread may want less
+  std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
   if (shared) {
+    lock.lock();
     const void* const name = reinterpret_cast<const void*>(kernel);
     const cudaError_t error = cudaFuncSetAttribute(name, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
     if (error != cudaSuccess) return error;

@@ -182,10 +182,10 @@ __device__ inline void fill(T* row, float value, int64_t begin, int64_t end) {
 template <class T>
 __device__ inline void transform(const Slice<T>& slice, const Model& model, float (&x)[kLanes<T>]) {
 #pragma unroll
-  for (int i = 0; i < kLanes<T>; ++i) x[i] = model(load(slice.at.lane[i]));
-  if (slice.whole()) return;
-#pragma unroll
-  for (int i = 0; i < kLanes<T>; ++i) x[i] = slice.has(i) ? x[i] : -kInfinity;
+  for (int i = 0; i < kLanes<T>; ++i) {
+    const float y = model(load(slice.at.lane[i]));
+    x[i] = slice.whole() || slice.has(i) ? y : -kInfinity;
+  }
 }
 
 // A block walks rows: loss = weight * (alpha * tau^2 * D(teacher, student at tau) + (1 - alpha) * CE). A thread keeps
@@ -240,7 +240,10 @@ __global__ void __launch_bounds__(kThreads, 1) distill_rows_kernel(const Distill
       add<kDivergence>(x, s, t, exponent, op.hard);
       if (smooth) {
 #pragma unroll
-        for (int k = 0; k < kCount; ++k) x.sum[kTotal] += slice.has(k) ? s[k] - origin : 0;
+        for (int k = 0; k < kCount; ++k) {
+          const float centred = s[k] - origin;
+          x.sum[kTotal] += slice.has(k) ? centred : 0;
+        }
       }
     }
     float top[2] = {x.top[0], x.top[1]};
@@ -318,8 +321,10 @@ __global__ void __launch_bounds__(kThreads, 1) distill_rows_kernel(const Distill
         *reinterpret_cast<Vector<T>*>(gradient + slice.first) = slice.at;
       } else {
 #pragma unroll
-        for (int k = 0; k < kCount; ++k)
-          if (slice.has(k)) gradient[slice.first + k] = slice.at.lane[k];
+        for (int k = 0; k < kCount; ++k) {
+          const T lane = slice.at.lane[k];
+          if (slice.has(k)) gradient[slice.first + k] = lane;
+        }
       }
     });
   }

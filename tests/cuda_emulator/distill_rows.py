@@ -111,8 +111,11 @@ def edges() -> list[Case]:
     first = [case(label=0, rows=1), case(label=76, rows=1), case(label=76, rows=1, smoothing=0.0, gradient="in place")]
     mixes = [case(divergence=d, alpha=a, per_row=True) for d in every[:-1] for a in (0.0, 1.0)]
     out = [case(divergence=d, alpha=alpha(d), kinds=["out"], rows=1, smoothing=x) for d in every for x in (0.0, 0.1)]
+    apart = [case(divergence=d, alpha=1.0, target=False, kinds=["s_out", "t_out"], tau=1.0, rows=2) for d in every[:-1]]
+    faint = [case(divergence=JSD, alpha=1.0, target=False, kinds=[k], tau=1.0, rows=1, classes=2, beta=b)
+             for k, b in (("s_faint", 0.7), ("t_faint", 0.3))]  # fmt: skip
     blind = [case(divergence=d, alpha=0.0, kinds=["teacher_nan"], rows=1) for d in every[:-1]]
-    return [*long, *told, *alone, *shifted, *one, *equal, *unasked, *first, *mixes, *blind, *out]
+    return [*long, *told, *alone, *shifted, *one, *equal, *unasked, *first, *mixes, *blind, *out, *apart, *faint]
 
 
 def inputs(c: Case) -> dict[str, Any]:
@@ -152,6 +155,12 @@ def inputs(c: Case) -> dict[str, Any]:
             t[r, rng.integers(n)] = NAN
         elif kind == "out":  # its target is no class of either model
             s[r, labels[r]], t[r, labels[r]] = -INF, -INF
+        elif kind in ("s_out", "t_out"):  # of one model alone
+            (s if kind == "s_out" else t)[r, (labels[r] + 1) % n] = -INF
+        elif kind in ("s_faint", "t_faint"):  # the least that is not 0, and nothing beside it
+            models = (s, t) if kind == "s_faint" else (t, s)
+            for model, low in zip(models, (-103.2, -INF), strict=True):
+                model[r, 0], model[r, 1:] = 0, low
         elif kind == "weightless":
             weight[r] = 0
         elif kind == "ignored":

@@ -15,7 +15,7 @@ from . import cuda, occupancy, triton
 from .inventory import Entry
 from .resources import Resources, measure
 
-FORMAT = 3  # of what is cached
+FORMAT = 2  # of what is cached
 
 
 @dataclass(frozen=True)

@@ -263,9 +263,7 @@ def _explained(choice: Choice, *_: Any, **__: Any) -> Choice:
     """Why a CUDA C++ twin, with its rows in shared memory, would move no byte less."""
     if choice.backend != "triton" or choice.named:
         return choice
-    return choice._replace(
-        reason=f"{choice.reason}: forward and backward read the logits once each, the least there is"
-    )
+    return choice._replace(reason=f"{choice.reason}; forward and backward each read the logits once: no twin could win")
 
 
 explained_by("softmax_stats", _explained)
