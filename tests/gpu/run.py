@@ -114,8 +114,9 @@ def perform(stage: Stage, limit: float) -> dict[str, Any]:
     start = time.monotonic()
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         process = subprocess.Popen(
-            stage.command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            stage.command, cwd=ROOT, env=environment, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        )  # fmt: skip
         try:
             status = "failed" if process.wait(max(limit, 0.0)) else "passed"
         except subprocess.TimeoutExpired:
