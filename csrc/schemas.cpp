@@ -133,9 +133,10 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   m.def("_gaussian_cut_backward(Tensor grad, Tensor x, float deviations) -> Tensor");
   // x w^T + b: of few tokens in the arithmetic's dtype, by a kernel of our own.
   m.def("_project(Tensor x, Tensor w, Tensor? b) -> Tensor");
-  // hidden [*, d_ff] w + b, by what of hidden is not 0; the gradients of it there, and of w, those wanted.
-  m.def("_sparse_linear(Tensor hidden, Tensor w, Tensor? b) -> Tensor");
-  m.def("_sparse_linear_backward(Tensor grad, Tensor hidden, Tensor w, bool[] wanted) -> Tensor[]");
+  // hidden [tokens, d_ff] w + b, by what of hidden lies where another is not 0; the gradients of it there, and of w,
+  // those wanted.
+  m.def("_sparse_linear(Tensor hidden, Tensor where, Tensor w, Tensor? b) -> Tensor");
+  m.def("_sparse_linear_backward(Tensor grad, Tensor hidden, Tensor where, Tensor w, bool[] wanted) -> Tensor[]");
   m.def("topk(Tensor x, SymInt k, int dim=-1, bool sorted=True) -> (Tensor values, Tensor indices)");
 
   m.def("_isa() -> str");

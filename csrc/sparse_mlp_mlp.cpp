@@ -21,13 +21,14 @@ Activation activation_of(const std::string& name) {
 void check(const char* name, const Tensor& t, const Tensor& like, const std::vector<int64_t>& sizes) {
   STD_TORCH_CHECK(t.is_cpu() && t.scalar_type() == like.scalar_type() && shape(t) == sizes, kWhat, ": ", name,
                   ": expected a CPU tensor of x's dtype and a shape that fits");
-  STD_TORCH_CHECK(t.size(t.dim() - 1) == 1 || t.stride(t.dim() - 1) == 1, kWhat, ": ", name,
+  STD_TORCH_CHECK(t.dim() < 2 || t.size(1) == 1 || t.stride(1) == 1, kWhat, ": ", name,
                   ": expected numbers side by side");
 }
 void check(const char* name, const Maybe& t, const Tensor& like, const std::vector<int64_t>& sizes) {
   if (t) check(name, *t, like, sizes);
 }
 
+Maybe side_by_side(const Maybe& t) { return t ? Maybe(torch::stable::contiguous(*t)) : t; }
 const void* data(const Maybe& t) { return t ? t->const_data_ptr() : nullptr; }
 template <class T>
 T* mutable_data(const Tensor& t) {
@@ -56,15 +57,9 @@ Tensor project(const Tensor& x, const Tensor& w, const Maybe& b) {
   const ScalarType real = real_type(x);
   const Tensor wide = x.scalar_type() == real ? x : torch::stable::to(x, real);
   Tensor out = torch::stable::new_empty(x, {tokens, rows}, real);
-  const Tensor bias = b ? torch::stable::contiguous(*b) : x;
-  const Gemv op = {tokens,
-                   size,
-                   wide.const_data_ptr(),
-                   w.const_data_ptr(),
-                   w.stride(0),
-                   b ? bias.const_data_ptr() : nullptr,
-                   out.mutable_data_ptr(),
-                   rows};
+  const Maybe bias = side_by_side(b);
+  const Gemv op = {tokens,      size,       wide.const_data_ptr(),  w.const_data_ptr(),
+                   w.stride(0), data(bias), out.mutable_data_ptr(), rows};
   const auto kernel = kernels().sparse_mlp.gemv[dtype_of(kWhat, w)];
   torch::stable::parallel_for(0, rows, grain(size),
                               [&](int64_t begin, int64_t end) { kernel(op, begin, end, nullptr); });
@@ -105,10 +100,12 @@ struct Term {
   const Tensor& b;       // [b_rows, columns]
 };
 
-Tensor gather(const Sparse& s, const std::vector<Term>& terms, const Maybe& bias) {
+Tensor gather(const Sparse& s, const std::vector<Term>& terms, const Maybe& bias_) {
+  const Maybe bias = side_by_side(bias_);
   const Tensor& b = terms[0].b;
   const int64_t rows = s.rows(), columns = b.size(1), width = b.element_size();
   Tensor out = advise_huge_pages(torch::stable::new_empty(b, {rows, columns}));
+  if (rows == 0 || columns == 0) return out;
   Gather op = {s.entries(), int(terms.size()),      {},     {}, b.size(0), {}, columns,
                data(bias),  out.mutable_data_ptr(), columns};
   for (size_t t = 0; t < terms.size(); ++t) {
@@ -167,6 +164,7 @@ Tensors forward(const Tensor& x_, const Tensor& w_up, const Maybe& b_up, const T
   check("b_down", b_down, x_, {columns});
   check("w_gate", w_gate, x_, {d_ff, d});
   check("b_gate", b_gate, x_, {d_ff});
+  STD_TORCH_CHECK(w_gate || !b_gate, kWhat, ": b_gate: expected none without w_gate");
   STD_TORCH_CHECK(1 <= k && k <= d_ff && d_ff <= INT32_MAX, kWhat, ": k: expected 1 to ", d_ff, ", got ", k);
   const Activation act = activation_of(activation);
   const Tensor x = as_rows(x_);
@@ -202,15 +200,21 @@ Tensors forward(const Tensor& x_, const Tensor& w_up, const Maybe& b_up, const T
 Tensors backward(const Tensor& grad_, const Tensor& x_, const Tensor& w_up, const Tensor& w_down, const Maybe& w_gate,
                  const Tensor& count, const Tensor& index, const Tensor& hidden, const Tensor& up_at,
                  const Maybe& gate_at, const std::string& activation, const std::vector<bool>& wanted) {
+  STD_TORCH_CHECK(wanted.size() == 6, kWhat, ": wanted: expected 6, got ", wanted.size());
+  STD_TORCH_CHECK(x_.is_cpu() && x_.dim() >= 1 && grad_.is_cpu() && grad_.dim() >= 1 && w_up.dim() == 2 &&
+                      w_down.dim() == 2 && count.dim() == 1 && index.dim() == 2,
+                  kWhat, ": expected x and grad [*, d], w_up and w_down [d_ff, d], count [tokens], index [tokens, k]");
+  STD_TORCH_CHECK(grad_.scalar_type() == x_.scalar_type(), kWhat, ": grad: expected x's dtype");
+  dtype_of("tamis.topk_mlp: x", x_);
+  STD_TORCH_CHECK(w_gate || !(wanted[4] || wanted[5]), kWhat, ": wanted: expected no gradient of a gate without one");
   const int64_t d_ff = w_up.size(0), tokens = count.numel(), k = index.size(1);
   const ScalarType real = real_type(x_);
-  STD_TORCH_CHECK(wanted.size() == 6 && index.dim() == 2 && index.size(0) == tokens && rows_of(x_) == tokens &&
-                      rows_of(grad_) == tokens && count.scalar_type() == ScalarType::Int &&
-                      index.scalar_type() == ScalarType::Int && index.is_contiguous() && count.is_contiguous() &&
-                      grad_.size(grad_.dim() - 1) == w_down.size(1),
+  STD_TORCH_CHECK(index.size(0) == tokens && rows_of(x_) == tokens && rows_of(grad_) == tokens &&
+                      count.scalar_type() == ScalarType::Int && index.scalar_type() == ScalarType::Int &&
+                      index.is_contiguous() && count.is_contiguous() && grad_.size(grad_.dim() - 1) == w_down.size(1),
                   kWhat, ": count, index: expected int32 of as many tokens as x has, and a gradient of the result");
   check("w_up", w_up, x_, {d_ff, x_.size(x_.dim() - 1)});
-  check("w_down", w_down, grad_, {d_ff, w_down.size(1)});
+  check("w_down", w_down, x_, {d_ff, w_down.size(1)});
   check("w_gate", w_gate, x_, {d_ff, x_.size(x_.dim() - 1)});
   STD_TORCH_CHECK(!w_gate == !gate_at, kWhat, ": gate_at: expected beside w_gate and only there");
   for (const Tensor* t : {&hidden, &up_at, gate_at ? &*gate_at : &up_at})
@@ -259,6 +263,7 @@ Tensors backward(const Tensor& grad_, const Tensor& x_, const Tensor& w_up, cons
 Tensor project_few(const Tensor& x, const Tensor& w, const Maybe& b) {
   STD_TORCH_CHECK(x.is_cpu() && x.dim() == 2 && w.dim() == 2, kWhat, ": x, w: expected [tokens, d] and [d_ff, d]");
   dtype_of("tamis.topk_mlp: x", x);
+  STD_TORCH_CHECK(0 < x.size(0) && x.size(0) <= kFewTokens, kWhat, ": x: expected 1 to ", kFewTokens, " tokens");
   check("w", w, x, {w.size(0), x.size(1)});
   check("b", b, x, {w.size(0)});
   return project(as_rows(x), w, b);
@@ -269,13 +274,16 @@ struct Active {
   Tensor weight;  // real
 };
 
-Active active(const Tensor& hidden) {  // [tokens, d_ff], side by side
+Active active(const Tensor& hidden_, const Tensor& where_) {  // [tokens, d_ff]
+  const Tensor hidden = torch::stable::contiguous(hidden_);
   const int64_t tokens = hidden.size(0), d_ff = hidden.size(1);
   const ScalarType real = real_type(hidden);
-  const Tensor dense = hidden.scalar_type() == real ? hidden : torch::stable::to(hidden, real);
+  const auto wide = [&](const Tensor& t) { return t.scalar_type() == real ? t : torch::stable::to(t, real); };
+  const Tensor dense = wide(hidden), where = torch::stable::contiguous(wide(where_));
   Tensor begin = torch::stable::new_empty(hidden, {tokens}, ScalarType::Long);
   Tensor count = torch::stable::new_empty(hidden, {tokens}, ScalarType::Int);
-  Compress op = {dense.const_data_ptr(), d_ff, nullptr, mutable_data<int32_t>(count), nullptr, nullptr};
+  Compress op = {
+      dense.const_data_ptr(), where.const_data_ptr(), d_ff, nullptr, mutable_data<int32_t>(count), nullptr, nullptr};
   const auto kernel = kernels().sparse_mlp.compress[real == ScalarType::Double];
   const auto run = [&] {
     torch::stable::parallel_for(0, tokens, grain(d_ff),
@@ -292,29 +300,31 @@ Active active(const Tensor& hidden) {  // [tokens, d_ff], side by side
   return {{begin, count, index, std::nullopt}, weight};
 }
 
-void check_hidden(const Tensor& hidden, const Tensor& w) {
+void check_hidden(const Tensor& hidden, const Tensor& where, const Tensor& w) {
   STD_TORCH_CHECK(hidden.is_cpu() && w.is_cpu() && hidden.dim() == 2 && w.dim() == 2 && hidden.size(1) == w.size(0) &&
                       w.size(0) <= INT32_MAX && (w.stride(1) == 1 || w.size(1) == 1) &&
                       (hidden.scalar_type() == w.scalar_type() || hidden.scalar_type() == real_type(w)),
                   kWhat, ": hidden: expected [tokens, d_ff] of w's dtype, or float32, and w [d_ff, d]");
   dtype_of(kWhat, hidden);
+  STD_TORCH_CHECK(where.is_cpu() && shape(where) == shape(hidden), kWhat, ": where: expected hidden's shape");
+  dtype_of(kWhat, where);
 }
 
-Tensor sparse_linear(const Tensor& hidden, const Tensor& w, const Maybe& b) {
-  check_hidden(hidden, w);
+Tensor sparse_linear(const Tensor& hidden, const Tensor& where, const Tensor& w, const Maybe& b) {
+  check_hidden(hidden, where, w);
   check("b", b, w, {w.size(1)});
-  const Active a = active(torch::stable::contiguous(hidden));
+  const Active a = active(hidden, where);
   return gather(a.entries, {{a.weight, w}}, b);
 }
 
-Tensors sparse_linear_backward(const Tensor& grad_, const Tensor& hidden_, const Tensor& w,
+Tensors sparse_linear_backward(const Tensor& grad_, const Tensor& hidden_, const Tensor& where, const Tensor& w,
                                const std::vector<bool>& wanted) {
-  check_hidden(hidden_, w);
+  check_hidden(hidden_, where, w);
   const Tensor grad = torch::stable::contiguous(grad_), hidden = torch::stable::contiguous(hidden_);
   STD_TORCH_CHECK(wanted.size() == 2 && shape(grad) == std::vector<int64_t>({hidden.size(0), w.size(1)}), kWhat,
                   ": grad: expected the result's shape");
   check("grad", grad, w, shape(grad));
-  const Active a = active(hidden);
+  const Active a = active(hidden, where);
   Tensors out;
   if (wanted[0]) {
     const Tensor at = compare(a.entries, w, grad, a.weight);

@@ -37,7 +37,8 @@ struct Gemv {
 
 enum Activation { relu, squared_relu, gelu, gelu_tanh, silu, kActivations };
 
-// Which neurons of a token are active: the k whose hidden value is largest, gated by magnitude, and not 0.
+// Which neurons of a token are active: the k whose hidden value is largest, gated by magnitude; of those that are 0
+// only, where pre-activations are wanted, the ones that have a gradient.
 struct Select {
   Matrix up, gate;  // [tokens, d_ff]; no gate: data null
   int64_t k;
@@ -94,9 +95,10 @@ struct Total {
   void* out;           // R [rows]
 };
 
-// What of a dense matrix is not 0. Counted first, where index is null.
+// What of a dense matrix lies where another is not 0. Counted first, where index is null.
 struct Compress {
   const void* dense;  // R [rows, columns]
+  const void* where;  // likewise
   int64_t columns;
   const int64_t* begin;  // [rows]
   int32_t* count;        // out: [rows]

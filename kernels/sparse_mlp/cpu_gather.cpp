@@ -14,7 +14,7 @@ constexpr int64_t kTileBytes = 192 << 10;   // of a tile's sums
 constexpr int64_t kBlockBytes = 384 << 10;  // of the dense one's rows
 constexpr int64_t kTogether = 4;            // entries
 
-int64_t padded(int64_t columns) { return (columns + 63) / 64 * 64; }
+int64_t padded(int64_t columns) { return columns / 64 * 64 + 64; }
 int64_t tile_rows(int64_t columns) {
   const int64_t most = kTileBytes / (8 * padded(columns));
   return most < 1 ? 1 : most < kTile ? most : kTile;
@@ -78,6 +78,7 @@ void gather(const Gather& op, int64_t begin, int64_t end, void* scratch) {
         for (int t = 0; t < op.terms; ++t) {
           row[have] = static_cast<const T*>(op.b[t]) + of.index[e] * op.b_stride[t];
           weight[have] = static_cast<const R*>(op.weight[t])[of.from ? of.from[e] : e];
+          if (weight[have] == 0) continue;
           if (++have == kTogether) add_rows<kTogether>(sum, row, weight, op.columns), have = 0;
         }
       for (int i = 0; i < have; ++i) add_rows<1>(sum, row + i, weight + i, op.columns);
@@ -144,11 +145,13 @@ void compare(const Compare& op, int64_t begin, int64_t end, void*) {
 template <class R>
 void compress(const Compress& op, int64_t begin, int64_t end, void*) {
   for (int64_t r = begin; r < end; ++r) {
-    const R* const x = static_cast<const R*>(op.dense) + r * op.columns;
+    const R *const x = static_cast<const R*>(op.dense) + r * op.columns, *const where =
+                                                                             static_cast<const R*>(op.where) +
+                                                                             r * op.columns;
     int64_t at = op.begin ? op.begin[r] : 0;
     const int64_t first = at;
     for (int64_t i = 0; i < op.columns; ++i) {
-      if (x[i] == 0) continue;
+      if (where[i] == 0) continue;
       if (op.index) op.index[at] = int32_t(i), static_cast<R*>(op.weight)[at] = x[i];
       ++at;
     }

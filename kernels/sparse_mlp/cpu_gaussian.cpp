@@ -31,14 +31,31 @@ template <class T>
 Moments<Real<T>> moments(const T* x, int64_t n) {
   using R = Real<T>;
   using V = Vector<R>;
-  V sum{}, squares{};
-  for_each_vector(x, n, [&](int64_t, int64_t, V v) { sum += v; });
-  const R mean = reduce_add(sum) / n;
+  constexpr R kTiny = sizeof(R) == 4 ? R(1e-17) : R(1e-145);
+  const R first = number(x);  // equal numbers have exactly that for a mean
+  V sum{};
   for_each_vector(x, n, [&](int64_t, int64_t count, V v) {
-    const V d = v - mean;
-    squares += count < kLanes<V> ? lanes_below(count, d * d) : d * d;
+    const V d = v - first;
+    sum += count < kLanes<V> ? lanes_below(count, d) : d;
   });
-  return {mean, R(::sqrt(double(reduce_add(squares) / n)))};
+  const R mean = first + reduce_add(sum) / n;
+  const auto of_squares = [&](R scale) {
+    V squares{};
+    for_each_vector(x, n, [&](int64_t, int64_t count, V v) {
+      const V d = (v - mean) / scale;
+      squares += count < kLanes<V> ? lanes_below(count, d * d) : d * d;
+    });
+    return R(::sqrt(double(reduce_add(squares) / n))) * scale;
+  };
+  const R std = of_squares(1);
+  if (std > kTiny && std * std < R(kInf)) return {mean, std};
+  V size{};  // squares that leave the range
+  for_each_vector(x, n, [&](int64_t, int64_t count, V v) {
+    const V d = v < mean ? mean - v : v - mean;
+    size = max(count < kLanes<V> ? lanes_below(count, d) : d, size);
+  });
+  const R most = reduce_max(size);
+  return {mean, most > 0 && most < R(kInf) ? of_squares(most) : std};
 }
 
 template <class T>

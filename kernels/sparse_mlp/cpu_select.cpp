@@ -26,6 +26,12 @@ void form(const T* up, const T* gate, int64_t n, R* hidden, R* size) {
   }
 }
 
+// Whether a hidden value of 0 may yet have a gradient: not behind a relu that is off.
+template <Activation kActivation, class R>
+bool learns(bool gated, R gate) {
+  return (kActivation != relu && kActivation != squared_relu) || (gated && !(gate <= 0));
+}
+
 template <class T>
 struct Rows {
   const Select& op;
@@ -46,7 +52,7 @@ struct Rows {
       int64_t at = r * k;
       for (int64_t j = 0; j < k; ++j) {
         const int64_t i = chosen[j];
-        if (hidden[i] == 0) continue;
+        if (hidden[i] == 0 && !(op.up_at && learns<kActivation>(gated, gated ? R(number(gate + i)) : R(0)))) continue;
         op.index[at] = int32_t(i), static_cast<R*>(op.hidden)[at] = hidden[i];
         if (op.up_at) static_cast<R*>(op.up_at)[at] = number(up + i);
         if (op.gate_at) static_cast<R*>(op.gate_at)[at] = number(gate + i);

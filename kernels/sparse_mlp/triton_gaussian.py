@@ -41,12 +41,13 @@ def _moments(row, lanes, n, REAL: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.
     BLOCK: tl.constexpr = LANES * VECTOR
     whole = n // BLOCK * BLOCK
     left = (n - whole).to(tl.int32)
+    first = tl.load(row).to(REAL)  # equal numbers have exactly that for a mean
     total = tl.zeros((LANES, VECTOR), REAL)
     for start in range(0, whole, BLOCK):
-        total += _block(row, start, lanes, BLOCK, REAL, False)
+        total += _block(row, start, lanes, BLOCK, REAL, False) - first
     if left > 0:
-        total += _block(row, whole, lanes, left, REAL, True)
-    mean = tl.sum(tl.sum(total, 1), 0) / n.to(REAL)
+        total += tl.where(lanes < left, _block(row, whole, lanes, left, REAL, True) - first, 0.0)
+    mean = first + tl.sum(tl.sum(total, 1), 0) / n.to(REAL)
     squares = tl.zeros((LANES, VECTOR), REAL)
     for start in range(0, whole, BLOCK):
         squares += _squares(row, start, lanes, BLOCK, mean, REAL, False)

@@ -75,7 +75,7 @@ def test_a_stage_that_fails_or_overruns_stops_no_other(tmp_path, monkeypatch):
     part, left = tmp_path / "part.json", tmp_path / "left"
     header = dict.fromkeys(HEADER, "x") | {"cuda": "13.0"}
     result = json.dumps({"schema": 1, "header": header, "rows": [row]})
-    child = f"import time; time.sleep(4); open({str(left)!r}, 'w')"
+    child = f"import time; time.sleep(6); open({str(left)!r}, 'w')"
     found = [
         stage("first", "print('all | well')"),
         stage("broken", f"import os; print(os.getcwd() + '/here'); raise SystemExit({str(run.ROOT / 'no')!r})"),
@@ -104,7 +104,7 @@ def test_a_stage_that_fails_or_overruns_stops_no_other(tmp_path, monkeypatch):
         assert text in page
     assert "## first" not in page
     assert "## Benchmarks" in page and "x, x: 1 x, CUDA" in page
-    time.sleep(max(0, begin + 7 - time.monotonic()))
+    time.sleep(max(0, begin + 9 - time.monotonic()))
     assert not left.exists()  # the overrunning stage's child is gone too
 
 

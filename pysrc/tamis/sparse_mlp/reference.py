@@ -27,6 +27,8 @@ def topk(x: Tensor, k: int, dim: int = -1, sorted: bool = True) -> tuple[Tensor,
 
 def deviations(k: int, n: int) -> float:
     """Above the mean, beyond which a share k/n of a normal distribution lies; k < n."""
+    if not 1 <= k < n:
+        raise ValueError(f"tamis.gaussian_topk: k: expected 1 to {n}, the size of the last axis, got {k}")
     return NormalDist().inv_cdf(1 - k / n)
 
 

@@ -59,9 +59,10 @@ def sparsify(
     Parameters stay the same objects, with their names, shapes, gradients and ties; checkpoints and optimizers of the
     dense model are those of the sparse one. Projections are laid out neuron by neuron in memory: nn.Linear's weight
     [d_out, d_ff] of a down projection is not contiguous then. save_pretrained and safetensors.torch.save_model take
-    that; save_file, FSDP2 and what views a parameter or its gradient as flat (LBFGS) raise. An MLP with dropout between
-    activation and down projection is computed densely in training: the dropout is that of the selected neurons. Again
-    with another k or selection is fine.
+    that; save_file, FSDP2 and what views a parameter or its gradient as flat (LBFGS, parameters_to_vector) raise. A
+    fused optimizer (fused=True) reads memory as it lies, without a word: make it after sparsify, and after restore
+    again, and load no state from before. An MLP with dropout between activation and down projection is computed densely
+    in training: the dropout is that of the selected neurons. Again with another k or selection is fine.
 
     Args:
         k: neurons that count for each token: an integer from 1 to d_ff, a float share of d_ff in (0, 1] (1.0: all), or

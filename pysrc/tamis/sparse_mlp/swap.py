@@ -9,6 +9,7 @@ A gated one: the block hands its input to its down projection.
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,7 +51,7 @@ class Swapped(nn.Module):
     def lay(self) -> None:
         """The weight neuron by neuron in memory."""
         if self.transposed and not _lies(self.weight.mT):
-            self.weight.data = self.weight.data.mT.contiguous().mT
+            _relaid(self.weight, self.weight.data.mT.contiguous().mT)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -160,9 +161,16 @@ def swap(module: nn.Module, mixin: Any, state: object = None) -> None:
 
 def unswap(module: Swapped) -> None:
     if module.transposed:
-        module.weight.data = module.weight.data.contiguous()
+        _relaid(module.weight, module.weight.data.contiguous())
     del module._topk
     module.__class__ = module.dense_class  # type: ignore[assignment]
+
+
+def _relaid(weight: Tensor, data: Tensor) -> None:
+    """And its gradient, which optimizers read beside it."""
+    weight.data = data
+    if weight.grad is not None and weight.grad.layout == torch.strided:
+        weight.grad.data = torch.empty_like(data, dtype=weight.grad.dtype).copy_(weight.grad)
 
 
 def rows(weight: Tensor, transposed: bool) -> Tensor:
