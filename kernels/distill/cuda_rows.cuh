@@ -11,7 +11,7 @@
 
 namespace tamis::cuda {
 
-constexpr float kInfinity = __builtin_inff(), kLog2e = 1.44269504f;
+constexpr float kLog2e = 1.44269504f;
 constexpr int kAhead = 2;  // slices of each row that a thread waits for
 
 // Of 16 bytes each: what a block keeps of one model, wherever its row begins.
@@ -50,7 +50,7 @@ struct Asked {  // by a row
     skipped = weight == 0 || (op.target && label == op.ignore_index);
     const bool given = op.target ? label >= 0 && label < op.student.classes : soft == 1;
     const bool mixed = alone ? soft == 0 : soft >= 0 && soft <= 1;
-    bad = !(tau > 0 && tau < kInfinity && mixed && given && weight == fabsf(weight));  // so that NaN is bad
+    bad = !(tau > 0 && tau < INFINITY && mixed && given && weight == fabsf(weight));  // so that NaN is bad
   }
 };
 
@@ -65,11 +65,11 @@ enum Summed {
   kSums
 };
 struct Sums {
-  float top[2] = {-kInfinity, -kInfinity};  // student, teacher
+  float top[2] = {-INFINITY, -INFINITY};  // student, teacher
   float sum[kSums] = {};
 };
 
-__device__ inline float shift_of(float top) { return top == -kInfinity ? 0 : top; }  // -inf minus -inf would be NaN
+__device__ inline float shift_of(float top) { return top == -INFINITY ? 0 : top; }  // -inf minus -inf would be NaN
 __device__ inline float rescale(float old, float top, float exponent) {
   return old == top ? 1 : exp2f((old - top) * exponent);
 }
@@ -184,7 +184,7 @@ __device__ inline void transform(const Slice<T>& slice, const Model& model, floa
 #pragma unroll
   for (int i = 0; i < kLanes<T>; ++i) {
     const float y = model(load(slice.at.lane[i]));
-    x[i] = slice.whole() || slice.has(i) ? y : -kInfinity;
+    x[i] = slice.whole() || slice.has(i) ? y : -INFINITY;
   }
 }
 
@@ -206,14 +206,14 @@ __global__ void __launch_bounds__(kThreads, 1) distill_rows_kernel(const Distill
     const Asked asked(op, r, !kTwo);
     if (gradient) fill(gradient, 0, classes, op.gradient.classes);
     if (asked.skipped || asked.bad) {
-      const float value = asked.skipped ? 0 : __builtin_nanf("");
+      const float value = asked.skipped ? 0 : NAN;
       if (threadIdx.x == 0) op.loss[r] = value;
       if (gradient) fill(gradient, value, 0, classes);
       continue;
     }
     const float tau = asked.tau, exponent = (kTwo ? 1 / tau : 1) * kLog2e;
     const float at_target = op.target ? s_model(load(student.x[asked.label])) : 0;
-    const float origin = fabsf(at_target) < kInfinity ? at_target : 0;
+    const float origin = fabsf(at_target) < INFINITY ? at_target : 0;
     const bool smooth = op.target && op.label_smoothing > 0;
 
     const int slices = int(student.slices());
