@@ -10,12 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import nvrtc
 from .checks import check_choice, fail
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 # Whose kernels an op has on a GPU, where they are not Triton's alone.
 ON_GPU: dict[str, tuple[str, ...]] = {"distill_loss": ("triton", "cuda"), "topk": ("cuda",), "topk_mlp": ()}
 _LAUNCHED_BY = {"distill_loss": "_distill_rows_cuda"}  # the private op, where it is not the op's own name
+BY_NVRTC = ("topk",)  # launched through CuPy too, where nothing was built; distill_loss has Triton's kernel there
 _named: ContextVar[str] = ContextVar("tamis_named", default="")
 
 
@@ -33,6 +35,13 @@ class Choice(NamedTuple):
 def built(op: str) -> bool:
     """Whether its kernel in CUDA C++ was built, as it is where nvcc is found."""
     return hasattr(torch.ops.tamis, _LAUNCHED_BY.get(op, f"_{op}_cuda"))
+
+
+def _in_cuda(op: str, reason: str, otherwise: str) -> Choice | None:
+    """Its kernel in CUDA C++, of a binary or compiled at its first call."""
+    if built(op):
+        return Choice("cuda", op, reason)
+    return Choice("cuda", f"{op} by NVRTC", otherwise) if op in BY_NVRTC and nvrtc.available() else None
 
 
 def naming(choice: Choice) -> AbstractContextManager[None]:
@@ -91,10 +100,10 @@ def choose(fn: str, impl: str, tensor: Tensor) -> Choice:
             return Choice("reference", "plain torch", f"tamis has no kernel of {fn} for a GPU yet")
         if device == "cuda" and on_gpu[0] == "triton":
             return Choice("triton", f"{fn}_kernel", "CUDA tensors")
-        if device == "cuda" and built(fn):
-            return Choice("cuda", fn, "CUDA tensors")
         if device == "cuda":
-            return Choice("reference", "plain torch", "tamis was built without nvcc")
+            without = "tamis was built without nvcc"
+            choice = _in_cuda(fn, "CUDA tensors", f"{without}: CuPy compiles it")
+            return choice or Choice("reference", "plain torch", f"{without}, and there is no CuPy")
         return Choice("reference", "plain torch", f"tamis has no kernel for {device}")
     reason = f"{forced}={wanted}"
     if wanted == "cpu" and device != "cpu":
@@ -109,7 +118,9 @@ def choose(fn: str, impl: str, tensor: Tensor) -> Choice:
     if wanted == "cuda":
         if "cuda" not in on_gpu or device != "cuda":
             fail(fn, forced, "an op with a CUDA C++ kernel, and CUDA tensors, for cuda", f"{fn} on {device}")
-        if not built(fn):
-            fail(fn, forced, "tamis built where nvcc is found, for cuda", "no CUDA kernels", ImportError)
+        choice = _in_cuda(fn, reason, reason)
+        if choice is None:
+            fail(fn, forced, "tamis built where nvcc is found, or CuPy, for cuda", "neither", ImportError)
+        return choice
     kernel = {"cpu": "simd", "triton": f"{fn}_kernel", "reference": "plain torch"}.get(wanted, fn)
     return Choice(wanted, kernel, reason)
