@@ -36,8 +36,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class Bits>
 int64_t tiles_of(int64_t n) {  // of a row that begins at the worst place
-  constexpr int64_t kLanes = 16 / sizeof(Bits);
-  return ceil_div(n + kLanes - 1, kLanes * cuda::kThreads);
+  constexpr int64_t lanes = cuda::kLanes<Bits>;
+  return ceil_div(n + lanes - 1, lanes * cuda::kThreads);
 }
 
 template <class Bits>

@@ -36,3 +36,4 @@ class CudaVariant:
     label: str
     instance: str  # as C++ spells it: "tamis::cuda::scale_rows_kernel<float>"
     threads: int  # of a block, as it is launched
+    dynamic: int = 0  # bytes of shared memory that a launch adds

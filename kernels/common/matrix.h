@@ -1,6 +1,8 @@
 // What a binding hands to a kernel. Read at baseline and at every ISA, so data only, no code.
 #pragma once
+#ifndef __CUDACC_RTC__  // device.cuh has them there
 #include <stdint.h>
+#endif
 
 namespace tamis {
 

@@ -1,11 +1,10 @@
 // Pieces of an exact selection of the k largest of a row, by radix: count a digit of all keys, find the digit of the
 // k-th, go on with those that share it. Integers alone are added by atomics, so the order of threads shows nowhere.
 #pragma once
-#include "device.cuh"
+#include "row.cuh"
 
 namespace tamis::cuda {
 
-constexpr int kThreads = 512, kWarp = 32, kWarps = kThreads / kWarp;  // of every block here
 constexpr int kDigit = 11, kBins = 1 << kDigit, kOwnBins = kBins / kThreads;
 
 struct Float32 {
@@ -53,80 +52,10 @@ struct Threshold {
   __device__ bool at(Bits key) const { return (key & mask) == prefix; }
 };
 
-// 128 bits of a row. Lanes in [begin, end) lie in it; the first is element `first`, which may be negative.
-template <class Bits>
-struct Slice {
-  static constexpr int kLanes = 16 / sizeof(Bits);
-  Bits lane[kLanes];
-  int64_t first;
-  int begin, end;
-
-  __device__ bool has(int i) const { return i >= begin && i < end; }
-};
-
-template <class Bits>
-struct Lanes {
-  alignas(16) Bits lane[16 / sizeof(Bits)];  // one load
-};
-
-// A row, cut at multiples of 16 bytes, whatever its own address.
-template <class Bits>
-struct Row {
-  static constexpr int kLanes = Slice<Bits>::kLanes;
-  const Bits* x;
-  int64_t n;
-  int past;  // elements from a multiple of 16 bytes to x
-
-  __device__ Row(const Bits* x, int64_t n)
-      : x(x), n(n), past(int(reinterpret_cast<uintptr_t>(x) % 16 / sizeof(Bits))) {}
-  __device__ int64_t tiles() const { return (past + n + kLanes * kThreads - 1) / (kLanes * kThreads); }
-  __device__ Slice<Bits> slice(int64_t number) const {
-    Slice<Bits> s;
-    s.first = number * kLanes - past;
-    s.begin = int(max(-s.first, int64_t{0}));
-    s.end = int(min(n - s.first, int64_t{kLanes}));
-    if (s.end - s.begin == kLanes) {
-      const Lanes<Bits> whole = *reinterpret_cast<const Lanes<Bits>*>(x + s.first);
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) s.lane[i] = whole.lane[i];
-    } else {
-#pragma unroll
-      for (int i = 0; i < kLanes; ++i) s.lane[i] = s.has(i) ? x[s.first + i] : Bits{0};
-    }
-    return s;
-  }
-};
-
 // Tiles of a slice for each thread, in the row's order.
 template <class Bits, class Visit>
 __device__ inline void for_each_tile(const Row<Bits>& row, int64_t first, int64_t last, const Visit& visit) {
   for (int64_t tile = first; tile < min(last, row.tiles()); ++tile) visit(row.slice(tile * kThreads + threadIdx.x));
-}
-
-template <class N>
-struct Sum {
-  N before, all;  // of the threads before this one; of the block
-};
-
-template <class N>
-__device__ inline Sum<N> block_sum(N x, N (&of_warp)[kWarps]) {
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  N up_to = x;
-#pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
-    const N other = __shfl_up_sync(~0u, up_to, step);
-    if (lane >= step) up_to += other;
-  }
-  if (lane == kWarp - 1) of_warp[warp] = up_to;
-  __syncthreads();
-  Sum<N> sum = {N(up_to - x), 0};
-#pragma unroll
-  for (int w = 0; w < kWarps; ++w) {
-    if (w < warp) sum.before += of_warp[w];
-    sum.all += of_warp[w];
-  }
-  __syncthreads();  // of_warp may be written again
-  return sum;
 }
 
 __device__ inline void clear(unsigned (&bins)[kBins]) {
@@ -141,8 +70,8 @@ __device__ inline void count_digits(const Row<Bits>& row, int64_t first, int64_t
   const int low = low_bit<Bits>(pass);
   for_each_tile(row, first, last, [&](const Slice<Bits>& s) {
 #pragma unroll
-    for (int i = 0; i < s.kLanes; ++i) {
-      const Bits key = key_of<Format>(s.lane[i]);
+    for (int i = 0; i < kLanes<Bits>; ++i) {
+      const Bits key = key_of<Format>(s.at.lane[i]);
       if (s.has(i) && threshold.at(key)) atomicAdd(&bins[key >> low & (kBins - 1)], 1u);
     }
   });

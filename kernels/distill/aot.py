@@ -18,6 +18,13 @@ FEATURES = {
     "alone": ("HAS_TARGET", "HAS_WEIGHT", "GRADIENT", "SMOOTH", "STUDENT_CAP", "TEACHER_CAP"),
     "soft": ("HAS_WEIGHT", "GRADIENT"),
 }
+SPELLED = {"fp32": "float", "fp64": "double", "fp16": "__half", "bf16": "__nv_bfloat16"}  # in C++
+ROWS = {
+    "forward_kl": "kForwardKl", "reverse_kl": "kReverseKl", "jsd": "kJsd", "total_variation": "kTotalVariation",
+    "logit_mse": "kLogitMse", "alone": "kAlone",
+}  # fmt: skip
+# The longest rows of the architectures whose blocks have least, 99 KiB, beside the kernel's own 576 bytes.
+ROWS_SHARED = 99 * 1024 - 576
 STATS = (
     "teacher_logsumexp", "student_logsumexp", "teacher_entropy", "student_entropy", "teacher_max_prob",
     "student_max_prob", "teacher_log_odds", "student_log_odds",
@@ -131,9 +138,15 @@ def _row_sum(dtype: str) -> TritonVariant:
     return TritonVariant("triton_reduce", "row_sum_kernel", dtype, dtype, types, {"BLOCK": 1024})
 
 
-def _scale_rows(dtype: str, spelled: str) -> CudaVariant:
-    instance = f"tamis::cuda::scale_rows_kernel<{spelled}>"
-    return CudaVariant("cuda.cuh", "scale_rows_kernel", dtype, dtype, instance, threads=256)
+def _scale_rows(dtype: str) -> CudaVariant:
+    spelled = f"tamis::cuda::scale_rows_kernel<{SPELLED[dtype]}>"
+    return CudaVariant("cuda.cuh", "scale_rows_kernel", dtype, dtype, spelled, threads=256)
+
+
+def _rows(dtype: str, divergence: str) -> CudaVariant:
+    spelled = f"tamis::cuda::distill_rows_kernel<{SPELLED[dtype]}, tamis::{ROWS[divergence]}>"
+    label = f"{dtype}-{divergence}"
+    return CudaVariant("cuda_rows.cuh", "distill_rows_kernel", dtype, label, spelled, threads=512, dynamic=ROWS_SHARED)
 
 
 VARIANTS: list[TritonVariant | CudaVariant] = [
@@ -150,8 +163,6 @@ VARIANTS: list[TritonVariant | CudaVariant] = [
     _tile("fp64", "jsd", "gradient"),
     *(_stats(dtype) for dtype in BYTES),
     *(make(dtype) for make in (_divisor, _row_sum) for dtype in ("fp32", "fp64")),
-    _scale_rows("fp32", "float"),
-    _scale_rows("fp64", "double"),
-    _scale_rows("fp16", "__half"),
-    _scale_rows("bf16", "__nv_bfloat16"),
+    *(_scale_rows(dtype) for dtype in SPELLED),
+    *(_rows(dtype, divergence) for divergence in ROWS for dtype in ("fp32", "fp16", "bf16")),
 ]  # fmt: skip

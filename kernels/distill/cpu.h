@@ -2,19 +2,9 @@
 // Real below: float, or double where the logits are double.
 #pragma once
 #include "../common/matrix.h"
+#include "divergence.h"
 
 namespace tamis {
-
-enum Divergence {
-  kForwardKl,
-  kReverseKl,
-  kJsd,
-  kTotalVariation,
-  kLogitMse,
-  kDivergences,
-  kAlone = kDivergences,
-  kSoftTarget  // cross-entropy with the teacher's "logits", which are probabilities as they are
-};
 
 struct DistillLoss {
   int64_t classes;          // of a whole row; student's and teacher's own may be a tile of them

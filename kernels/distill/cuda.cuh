@@ -1,36 +1,10 @@
 // A gradient times the incoming one, row by row.
 // Floor: one read and one write; in place and times 1, nothing.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include "../common/device.cuh"
+#include "../common/numbers.cuh"
+#include "../common/row.cuh"
 
 namespace tamis::cuda {
-
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-template <class T>
-using Real = typename Accumulator<T>::type;
-
-__device__ inline float load(const float& x) { return x; }
-__device__ inline double load(const double& x) { return x; }
-__device__ inline float load(const __half& x) { return __half2float(x); }
-__device__ inline float load(const __nv_bfloat16& x) { return __bfloat162float(x); }
-__device__ inline void store(float& to, float x) { to = x; }
-__device__ inline void store(double& to, double x) { to = x; }
-__device__ inline void store(__half& to, float x) { to = __float2half_rn(x); }
-__device__ inline void store(__nv_bfloat16& to, float x) { to = __float2bfloat16_rn(x); }
-
-template <class T>
-struct alignas(16) Vector {
-  T lane[16 / sizeof(T)];
-};  // 128 bits: one load
 
 // A block walks rows. out may be gradient: then rows whose multiplier is exactly 1 are left alone, so that a gradient
 // that lies where it belongs costs no traffic, and the host need not know the multiplier.
@@ -40,15 +14,15 @@ __global__ void scale_rows_kernel(const T* gradient,      // [rows, classes]
                                   const Real<T>* factor,  // [1]
                                   T* out,                 // [rows, classes]
                                   int64_t rows, int64_t classes, int64_t grad_step) {
-  constexpr int64_t kVector = sizeof(Vector<T>) / sizeof(T);
+  constexpr int64_t kVector = kLanes<T>;
   for (int64_t row = blockIdx.y; row < rows; row += gridDim.y) {
     const Real<T> times = grad[row * grad_step] * *factor;
     if (out == gradient && times == 1) continue;
     const T* const x = gradient + row * classes;
     T* const y = out + row * classes;
     // Both reach a multiple of 128 bits after the same `head` elements, or neither is read as vectors.
-    const int64_t past = reinterpret_cast<uintptr_t>(x) % sizeof(Vector<T>) / sizeof(T);
-    const bool together = reinterpret_cast<uintptr_t>(y) % sizeof(Vector<T>) / sizeof(T) == past;
+    const int64_t past = past_of(x);
+    const bool together = past_of(y) == past;
     const int64_t head = !together ? classes : past ? min(kVector - past, classes) : 0;
     const int64_t vectors = (classes - head) / kVector, tail = head + vectors * kVector;
     const int64_t thread = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, threads = gridDim.x * int64_t{blockDim.x};

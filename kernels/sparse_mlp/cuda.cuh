@@ -18,20 +18,20 @@ __device__ inline void write_chosen(const Row<Bits>& row, int64_t first, int64_t
   for_each_tile(row, first, last, [&](const Slice<Bits>& s) {
     unsigned own = 0;  // above; at in the upper half. A tile has at most 4,096 of either
 #pragma unroll
-    for (int i = 0; i < s.kLanes; ++i) {
-      const Bits key = key_of<Format>(s.lane[i]);
+    for (int i = 0; i < kLanes<Bits>; ++i) {
+      const Bits key = key_of<Format>(s.at.lane[i]);
       if (s.has(i)) own += threshold.above(key) ? 1 : threshold.at(key) ? 1 << 16 : 0;
     }
     const Sum<unsigned> sum = block_sum(own, of_warp);
     uint64_t above = greater + (sum.before & 0xffff), at = equal + (sum.before >> 16);
 #pragma unroll
-    for (int i = 0; i < s.kLanes; ++i) {
-      const Bits key = key_of<Format>(s.lane[i]);
+    for (int i = 0; i < kLanes<Bits>; ++i) {
+      const Bits key = key_of<Format>(s.at.lane[i]);
       if (!s.has(i)) continue;
       const bool is_above = threshold.above(key), is_at = threshold.at(key);
       if (is_above || (is_at && at < threshold.equal)) {
         const uint64_t to = above + min(at, threshold.equal);
-        values[to] = s.lane[i];
+        values[to] = s.at.lane[i];
         indices[to] = s.first + i;
       }
       above += is_above;
@@ -110,8 +110,8 @@ __global__ void __launch_bounds__(kThreads)
   uint64_t above = 0, at = 0;
   for_each_tile(Row<Bits>(x + r * stride, n), first, first + chunk_tiles, [&](const Slice<Bits>& s) {
 #pragma unroll
-    for (int i = 0; i < s.kLanes; ++i) {
-      const Bits key = key_of<Format>(s.lane[i]);
+    for (int i = 0; i < kLanes<Bits>; ++i) {
+      const Bits key = key_of<Format>(s.at.lane[i]);
       above += s.has(i) && threshold.above(key);
       at += s.has(i) && threshold.at(key);
     }

@@ -5,6 +5,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <numeric>
 #include <vector>
 #include "export.h"
@@ -47,6 +48,7 @@ uint64_t state = 1;
 unsigned patience;  // accesses that pass without a switch, on average
 char message[512];
 std::vector<const void*> launched;
+std::map<const void*, size_t> allowed;  // of dynamic shared memory, where a kernel asked for more than kDynamic
 struct {
   void (*run)(void*);
   void* argument;
@@ -134,7 +136,14 @@ bool run_block() {
 
 }  // namespace
 
-bool launch(const void* kernel, Dim grid, Dim block, void (*run)(void*), void* argument, size_t bytes) {
+bool allow_dynamic(const void* kernel, size_t bytes) {
+  if (bytes > kMostDynamic) return false;
+  allowed[kernel] = bytes;
+  return true;
+}
+
+bool launch(const void* kernel, Dim grid, Dim block, size_t dynamic_bytes, void (*run)(void*), void* argument,
+            size_t bytes) {
   message[0] = 0;
   if (std::find(launched.begin(), launched.end(), kernel) == launched.end()) launched.push_back(kernel);
   if (!grid.count() || !block.count() || block.count() > kMostThreads || grid.y > 65535 || grid.z > 65535) {
@@ -142,6 +151,11 @@ bool launch(const void* kernel, Dim grid, Dim block, void (*run)(void*), void* a
              block.count());
     return false;
   }
+  if (dynamic_bytes > kDynamic && dynamic_bytes > allowed[kernel]) {
+    snprintf(message, sizeof message, "%zu bytes of dynamic shared memory, which were not asked for", dynamic_bytes);
+    return false;
+  }
+  const Dynamic dynamic(dynamic_bytes);
   launch_begins = blocks + 1;
   call = {run, argument, bytes};
   here.block_dim = block;
@@ -197,11 +211,21 @@ void meet(Site site, unsigned mask, uint64_t given, bool orders_memory) {
 }  // namespace
 
 void warp_barrier(Site site, unsigned mask) { meet(site, mask, 0, true); }
-uint64_t shuffle_up(Site site, unsigned mask, uint64_t bits, unsigned delta) {
-  if (delta >= kWarp) fail("%s:%d: a shuffle by %u lanes", site.file, site.line, delta);
+
+namespace {
+template <class From>
+uint64_t shuffle(Site site, unsigned mask, uint64_t bits, unsigned by, From from) {
+  if (by >= kWarp) fail("%s:%d: a shuffle by %u lanes", site.file, site.line, by);
   meet(site, mask, bits, false);
-  const uint32_t lane = index_of(running) % kWarp;
-  return lane < delta ? bits : warps[index_of(running) / kWarp].taken[lane - delta];
+  return warps[index_of(running) / kWarp].taken[from(index_of(running) % kWarp)];
+}
+}  // namespace
+
+uint64_t shuffle_up(Site site, unsigned mask, uint64_t bits, unsigned delta) {
+  return shuffle(site, mask, bits, delta, [=](uint32_t lane) { return lane < delta ? lane : lane - delta; });
+}
+uint64_t shuffle_xor(Site site, unsigned mask, uint64_t bits, unsigned lanes) {
+  return shuffle(site, mask, bits, lanes, [=](uint32_t lane) { return lane ^ lanes; });
 }
 
 namespace {

@@ -26,13 +26,17 @@ struct Site {  // a place in the source
 };
 
 // One fiber a thread runs call(argument). False where the launch failed; emulator_error() says why.
-bool launch(const void* kernel, Dim grid, Dim block, void (*call)(void*), void* argument, size_t argument_bytes);
+bool launch(const void* kernel, Dim grid, Dim block, size_t dynamic_bytes, void (*call)(void*), void* argument,
+            size_t argument_bytes);
+bool allow_dynamic(const void* kernel, size_t bytes);  // of its shared memory; unasked it may have kDynamic
+constexpr size_t kDynamic = 48 << 10, kMostDynamic = 227 << 10;
 bool fill(void* to, int value, size_t bytes);
 
 void block_barrier(Site site);
 // Of whole warps. A shuffle does not order memory, a barrier does.
 void warp_barrier(Site site, unsigned mask);
 uint64_t shuffle_up(Site site, unsigned mask, uint64_t bits, unsigned delta);
+uint64_t shuffle_xor(Site site, unsigned mask, uint64_t bits, unsigned lanes);
 
 unsigned atomic_add(unsigned* to, unsigned x);
 unsigned long long atomic_add(unsigned long long* to, unsigned long long x);

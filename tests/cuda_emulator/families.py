@@ -1,38 +1,16 @@
 """For each driver: examples of its kernels' work, and what must come of them. The tests draw from these; so does the
 mutation run, over a tree whose sources were changed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 
-from .build import library
+from .distill_rows import check as check_distill_rows
+from .distill_rows import distill_rows_cases, distill_rows_edges
 from .emulator import Library, Memory, given
+from .family import OFFSETS, SEEDS, Case, Family, numbers
 from .formats import FORMATS, Format
-
-Case = dict[str, Any]
-SEEDS = st.integers(0, 2**32)
-OFFSETS = st.integers(0, 15)  # elements past 256 bytes
-
-
-@dataclass(frozen=True)
-class Family:
-    """`check` raises where a kernel fails, or what it made is wrong."""
-
-    driver: str
-    cases: st.SearchStrategy[Case]
-    edges: list[Case]  # by name
-    check: Callable[[Library, Case], None]
-
-    def library(self, mode: str = "checked") -> Library:
-        return Library.load(library(self.driver, mode))
-
-
-def numbers(rng: np.random.Generator, form: Format, shape: Any) -> np.ndarray:
-    return form.encode(rng.standard_normal(shape).astype(form.real))
-
 
 # distill: a gradient times the incoming one
 
@@ -187,5 +165,6 @@ def topk_edges() -> list[Case]:
 
 FAMILIES = {
     "scale_rows": Family("distill", scale_rows_cases(), scale_rows_edges(), check_scale_rows),
+    "distill_rows": Family("distill_rows", distill_rows_cases(), distill_rows_edges(), check_distill_rows),
     "topk": Family("sparse_mlp", topk_cases(), topk_edges(), check_topk),
 }

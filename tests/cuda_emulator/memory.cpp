@@ -13,8 +13,25 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
+// What `extern __shared__` names. In assembly, so that there is a guard before it, too.
+extern __thread char tamis_dynamic_shared[] __attribute__((visibility("hidden")));
+asm(R"(
+.pushsection .tbss,"awT",%nobits
+.balign 256
+.zero 4096
+.globl tamis_dynamic_shared
+.hidden tamis_dynamic_shared
+.type tamis_dynamic_shared, %object
+.size tamis_dynamic_shared, 227 * 1024 + 4096
+tamis_dynamic_shared:
+.zero 227 * 1024 + 4096
+.popsection
+)");
+
 namespace emulator {
 namespace {
+
+constexpr size_t kDynamicGuard = 4096;  // as above
 
 struct Cell {
   Moment write, read, other_read;  // two last readers, of different threads
@@ -38,8 +55,8 @@ struct Buffer {
 bool watched;             // the driver was compiled with the calls
 const void* last_access;  // where in the code
 std::vector<std::unique_ptr<Buffer>> buffers;
-std::unique_ptr<Buffer> shared;
-thread_local volatile char anchor = 1;  // makes this module's thread-local memory be there
+std::unique_ptr<Buffer> shared, dynamic;  // dynamic: while a launch has some
+thread_local volatile char anchor = 1;    // makes this module's thread-local memory be there
 
 struct Module {  // this library, where it is loaded
   char* base;
@@ -75,7 +92,14 @@ Buffer* shared_memory() {  // the library's thread-local variables: __shared__ i
   return shared.get();
 }
 
+bool is_shared(const Buffer& b) { return &b == shared.get() || &b == dynamic.get(); }
+
+bool in_dynamic(const char* p) {  // or in its guards
+  return size_t(p - tamis_dynamic_shared + kDynamicGuard) < kMostDynamic + 2 * kDynamicGuard;
+}
+
 Buffer* find(const char* p) {
+  if (in_dynamic(p)) return dynamic && dynamic->holds(p) ? dynamic.get() : nullptr;
   if (shared_memory()->holds(p)) return shared.get();
   for (auto& b : buffers)
     if (b->holds(p)) return b.get();
@@ -90,7 +114,7 @@ bool ordered(const Moment& before, const Moment& now) {
 }
 
 [[noreturn]] void fail_at(const Buffer& b, const char* p, const char* what) {
-  if (&b == shared.get()) fail("%s, shared memory", what);
+  if (is_shared(b)) fail("%s, shared memory", what);
   fail("%s, element %zu of a buffer of %zu", what, size_t(p - b.begin) / b.granule, b.bytes / b.granule);
 }
 
@@ -107,6 +131,9 @@ void check_access(const void* address, size_t bytes, Kind kind, bool aligned) {
   if (kind == reads && p >= given && p < given + argument_bytes) return;
   Buffer* const b = find(p);
   if (!b || !b->holds(p + bytes - 1)) {
+    if (in_dynamic(p))
+      fail("%s out of bounds, %zu bytes at byte %ld of dynamic shared memory of %zu",
+           kind == reads ? "a read" : "a write", bytes, long(p - tamis_dynamic_shared), dynamic ? dynamic->bytes : 0);
     for (auto& near : buffers)
       if (p + 256 > near->begin && p < near->begin + near->bytes + 256)
         fail("%s out of bounds, %zu bytes at byte %ld of a buffer of %zu", kind == reads ? "a read" : "a write", bytes,
@@ -118,7 +145,7 @@ void check_access(const void* address, size_t bytes, Kind kind, bool aligned) {
   const Moment now = moment();
   for (size_t i = size_t(p - b->begin) / b->granule; i <= size_t(p + bytes - 1 - b->begin) / b->granule; ++i) {
     Cell& c = b->cells[i];
-    if (b == shared.get() && c.owner != now.block) c = Cell{{}, {}, {}, false, false, now.block};
+    if (is_shared(*b) && c.owner != now.block) c = Cell{{}, {}, {}, false, false, now.block};
     const bool both_add = kind == adds && c.added;
     if (kind != writes && !c.written) fail_at(*b, p, "a read of what was never written");
     if (!both_add && !ordered(c.write, now))
@@ -144,8 +171,27 @@ void check_access(const void* address, size_t bytes, Kind kind, bool aligned) {
 void forget_shared() {
   Buffer& b = *shared_memory();
   const char kept = anchor;
-  memset(b.begin, 0xa5, b.bytes);
+  const size_t before = size_t(tamis_dynamic_shared - b.begin) - kDynamicGuard;
+  char* const behind = tamis_dynamic_shared + kMostDynamic + kDynamicGuard;
+  memset(b.begin, 0xa5, before);
+  memset(behind, 0xa5, size_t(b.begin + b.bytes - behind));
+  if (dynamic) memset(dynamic->begin, 0xa5, dynamic->bytes);
   anchor = kept;  // the cells are forgotten as they are met
+}
+
+Dynamic::Dynamic(size_t bytes) {
+#ifdef __SANITIZE_ADDRESS__
+  __asan_poison_memory_region(tamis_dynamic_shared - kDynamicGuard, kMostDynamic + 2 * kDynamicGuard);
+  __asan_unpoison_memory_region(tamis_dynamic_shared, bytes);
+#endif
+  if (bytes) dynamic = std::make_unique<Buffer>(tamis_dynamic_shared, bytes, 2, true, false);
+}
+
+Dynamic::~Dynamic() {
+#ifdef __SANITIZE_ADDRESS__
+  __asan_unpoison_memory_region(tamis_dynamic_shared - kDynamicGuard, kMostDynamic + 2 * kDynamicGuard);
+#endif
+  dynamic.reset();
 }
 
 bool fill(void* to, int value, size_t bytes) {

@@ -28,4 +28,9 @@ enum Kind { reads, writes, adds };
 void check_access(const void* p, size_t bytes, Kind kind, bool aligned);
 void forget_shared();  // a block begins: nothing in shared memory is of use
 
+struct Dynamic {  // shared memory that a launch adds, as long as it runs
+  explicit Dynamic(size_t bytes);
+  ~Dynamic();
+};
+
 }  // namespace emulator

@@ -21,6 +21,9 @@ BROKEN = {
     "divergent_warp": "lanes of a warp that others do not meet",
     "unwritten": "never written, shared memory",
     "blocks": "a race: two threads' writes",
+    "dynamic_race": "race|never written",
+    "dynamic_end": "a write out of bounds, 4 bytes at byte 256 of dynamic shared memory of 256",
+    "dynamic_begin": "a write out of bounds, 4 bytes at byte -4 of dynamic shared memory of 256",
     "tail": "a write out of bounds, 4 bytes at byte 160 of a buffer of 160",
     "read_tail": "a read out of bounds, 4 bytes at byte 160 of a buffer of 160",
     "vector": "a misaligned access",
@@ -80,6 +83,19 @@ def test_shuffles():
     sums = Memory(N, np.uint32)
     self_test("checked").run("running_sum", given(x), sums)
     assert (sums.array == np.cumsum(x.reshape(-1, 32), axis=1).reshape(-1)).all()
+    crossed = Memory(N, np.uint32)
+    self_test("checked").run("crossed", given(x), crossed)
+    assert (crossed.array == x ^ 5).all()
+
+
+def test_dynamic_shared_memory_is_asked_for():
+    lib = self_test("checked")
+    lib.run("dynamic_of", 0, 48 << 10, Memory(4 * N, np.int32))
+    with pytest.raises(KernelError, match="not asked for"):
+        lib.run("dynamic_of", 0, (48 << 10) + 4, Memory(4 * N, np.int32))
+    lib.run("dynamic_of", 227 << 10, 227 << 10, Memory(4 * N, np.int32))
+    with pytest.raises(KernelError, match="error 1$"):
+        lib.run("dynamic_of", (227 << 10) + 4, 4, Memory(4 * N, np.int32))
 
 
 def convert(function, x, dtype):
@@ -132,6 +148,8 @@ def sanitized(*command):
         ("tail", "AddressSanitizer: use-after-poison"),
         ("read_tail", "AddressSanitizer: use-after-poison"),
         ("vector", "misaligned address"),
+        ("dynamic_end", "AddressSanitizer: use-after-poison"),
+        ("dynamic_begin", "AddressSanitizer: use-after-poison"),
     ],
 )
 def test_the_sanitizers_catch(kernel, message):

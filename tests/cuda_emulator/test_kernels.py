@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pytest
 from cuda_emulator.build import ROOT
+from cuda_emulator.distill_rows import ALONE, HALVES
+from cuda_emulator.distill_rows import case as rows_case
 from cuda_emulator.emulator import KernelError, Memory, given
 from cuda_emulator.families import FAMILIES, topk_case
 from cuda_emulator.formats import FORMATS
@@ -63,6 +65,22 @@ def test_launches_refuse_what_no_grid_can_do():
             lib.run("topk_sort", 0, values, indices, rows, k, values, indices)
     lib.run("topk", 0, x, 0, 4, 4, 1, values, indices, 1, None)
     lib.run("topk_sort", 0, values, indices, 0, 1, values, indices)
+
+
+def test_rows_ask_for_what_they_hold():
+    """As kept_bytes of pysrc/tamis/distill/cuda_choice.py; a launch that asks for more than there is fails."""
+    rows = FAMILIES["distill_rows"]
+    lib = rows.library(MODE)
+    for form in HALVES:
+        lanes = 16 // np.dtype(form.bits).itemsize
+        for classes in (1, lanes, lanes + 1, 1000, 29_000):
+            held = 16 * ((classes + 2 * (lanes - 1)) // lanes)
+            assert lib.number("distill_rows_shared", form.code, 0, classes) == 2 * held
+            assert lib.number("distill_rows_shared", form.code, ALONE, classes) == held
+    for changed in ({"form": FORMATS[1]}, {"divergence": 6}, {"blocks": 0}, {"blocks": 2**31}, {"classes": 30_000}):
+        with pytest.raises(KernelError, match="error 1$"):
+            rows.check(lib, rows_case(rows=1, **changed))
+    rows.check(lib, rows_case(rows=1, classes=28_000, gradient="none"))  # of 227 KiB most
 
 
 def kernels_in_the_sources():

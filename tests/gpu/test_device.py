@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from gpu.calls import evaluate, every_example, given
+from tamis.sparse_mlp import cuda, reference
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -124,3 +125,14 @@ def test_kernels_compiled_here():
     assert torch.equal(out, x * times.unsqueeze(-1))
     assert torch.equal(values.sort(descending=True).values, x.topk(9).values)
     assert torch.equal(x.gather(-1, indices), values)
+
+
+@pytest.mark.parametrize("dtype", cuda.FORMATS)
+def test_topk_compiled_here(monkeypatch, dtype):
+    """As where tamis was built without nvcc."""
+    pytest.importorskip("cupy")
+    monkeypatch.setattr(cuda, "built", lambda op: False)
+    x = torch.randn(3, 2, 70_001, device="cuda").to(dtype)[..., 1:]
+    for k in (1, 300, 3000):
+        for got, want in zip(cuda.topk(x, k), reference.topk(x, k), strict=True):
+            assert torch.equal(got, want)

@@ -1,11 +1,12 @@
 """What of the CUDA route can be tried without a GPU: who is chosen, and how what a launch gives is put in order."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import tamis
 import torch
-from tamis.common import backend
+from tamis.common import backend, nvrtc
 from tamis.common.backend import choose
 from tamis.sparse_mlp import cuda, reference, topk
 
@@ -16,19 +17,23 @@ class OnGpu:
     device = torch.device("cuda")
 
 
-@pytest.mark.parametrize("built", [True, False])
-def test_choice(monkeypatch, built):
+@pytest.mark.parametrize(("built", "cupy"), [(True, False), (False, True), (False, False)])
+def test_choice(monkeypatch, built, cupy):
     monkeypatch.setattr(backend, "built", lambda op: built)
-    want = ("cuda", "topk") if built else ("reference", "plain torch")
+    monkeypatch.setattr(nvrtc, "available", lambda: cupy)
+    want = ("cuda", "topk" if built else "topk by NVRTC") if built or cupy else ("reference", "plain torch")
     assert choose("topk", "auto", OnGpu())[:2] == want
     assert choose("softmax_stats", "auto", OnGpu())[:2] == ("triton", "softmax_stats_kernel")
     assert choose("topk_mlp", "auto", OnGpu())[:2] == ("reference", "plain torch")
-    if built:
-        assert choose("topk", "cuda", OnGpu())[:2] == want
+    if built or cupy:
+        assert choose("topk", "cuda", OnGpu()) == (*want, "impl=cuda")
     else:
-        assert "without nvcc" in choose("topk", "auto", OnGpu()).reason
-        with pytest.raises(ImportError, match=r"^tamis.topk: impl: expected tamis built where nvcc is found"):
+        with pytest.raises(ImportError, match=r"^tamis.topk: impl: expected tamis built where nvcc is found, or CuPy"):
             choose("topk", "cuda", OnGpu())
+    if not built:
+        assert "without nvcc" in choose("topk", "auto", OnGpu()).reason
+        with pytest.raises(ImportError, match=r"^tamis.distill_loss: impl: expected tamis built where nvcc is found"):
+            choose("distill_loss", "cuda", OnGpu())
 
 
 @pytest.mark.parametrize(
@@ -61,6 +66,42 @@ def test_order(monkeypatch, k, sorted, dim):
     for got, want in zip(cuda.topk(x, k, dim, sorted), reference.topk(x, k, dim, sorted), strict=True):
         assert torch.equal(got, want)
         assert got.stride() == want.stride()
+
+
+def _interpreted(instance, grid, threads, *arguments):
+    """What the kernels of cuda.cuh do, told by their parameters there."""
+    name, dtype = instance.removeprefix("tamis::cuda::").removesuffix(">").split("<tamis::cuda::")
+    if name == "topk_row_kernel":
+        x, n, stride, k, values, indices = arguments
+        rows = x.as_strided((*grid, n), (stride, 1), x.storage_offset())
+        result = reference.topk(rows, k, -1, False)
+    else:
+        assert name == "topk_sort_kernel"
+        given, order, k, values, indices = arguments
+        sorted_values, at = given.sort(dim=-1, descending=True, stable=True)
+        result = sorted_values, order.gather(-1, at)
+    assert threads == 512
+    assert cuda.FORMATS[values.dtype] == dtype
+    for to, of in zip((values, indices), result, strict=True):
+        assert to.is_contiguous()
+        assert to.shape == (*grid, k)
+        to.copy_(of)
+
+
+@pytest.mark.parametrize("dtype", cuda.FORMATS)
+@pytest.mark.parametrize("sorted", [True, False])
+@pytest.mark.parametrize("shape", [(70,), (0, 70), (3, 70), (2, 3, 70), (70, 3), (2, 70, 3), (3, 1)])
+def test_by_nvrtc(monkeypatch, shape, sorted, dtype):
+    """How the arguments of what CuPy launches lie, in strided and transposed tensors."""
+    monkeypatch.setattr(cuda, "built", lambda op: False)
+    monkeypatch.setattr(nvrtc, "available", lambda: True)
+    monkeypatch.setattr(nvrtc, "kernel", lambda family, header, instance, device: partial(_interpreted, instance))
+    wide = torch.randn(*shape[:-1], 2 * shape[-1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    for x in (wide[..., : shape[-1]], wide[..., ::2]):
+        dim = shape.index(max(shape))
+        k = min(9, shape[dim])
+        for got, want in zip(cuda.topk(x, k, dim, sorted), reference.topk(x, k, dim, sorted), strict=True):
+            assert torch.equal(got, want)
 
 
 def test_the_raw_op_refuses_what_is_not_on_a_gpu():

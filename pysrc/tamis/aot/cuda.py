@@ -40,7 +40,7 @@ def version() -> str:
 
 
 def compile(entry: Entry) -> tuple[bytes, int]:
-    """The cubin; its shared memory is all static."""
+    """The cubin, and the shared memory that a launch adds to its own."""
     version()
     compiler, variant = nvcc(), entry.variant
     assert compiler is not None
@@ -53,4 +53,4 @@ def compile(entry: Entry) -> tuple[bytes, int]:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"tamis.aot: nvcc: {variant.instance} for {entry.arch_name}:\n{done.stderr}")
-        return cubin.read_bytes(), 0
+        return cubin.read_bytes(), variant.dynamic

@@ -2,21 +2,69 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import nvrtc
 from .checks import check_choice, fail
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
-ON_GPU = {"topk": "cuda", "topk_mlp": "reference"}  # whose kernels these are, where they are not Triton's
+# Whose kernels an op has on a GPU, where they are not Triton's alone.
+ON_GPU: dict[str, tuple[str, ...]] = {"distill_loss": ("triton", "cuda"), "topk": ("cuda",), "topk_mlp": ()}
+_LAUNCHED_BY = {"distill_loss": "_distill_rows_cuda"}  # the private op, where it is not the op's own name
+BY_NVRTC = ("topk",)  # launched through CuPy too, where nothing was built; distill_loss has Triton's kernel there
+_named: ContextVar[str] = ContextVar("tamis_named", default="")
 
 
 class Choice(NamedTuple):
     backend: str  # cpu, triton, cuda or reference
     kernel: str
     reason: str
+
+    @property
+    def named(self) -> str:
+        """The reason, where it is that somebody named the backend."""
+        return self.reason if self.reason.endswith(f"={self.backend}") else ""
+
+
+def built(op: str) -> bool:
+    """Whether its kernel in CUDA C++ was built, as it is where nvcc is found."""
+    return hasattr(torch.ops.tamis, _LAUNCHED_BY.get(op, f"_{op}_cuda"))
+
+
+def _in_cuda(op: str, reason: str, otherwise: str) -> Choice | None:
+    """Its kernel in CUDA C++, of a binary or compiled at its first call."""
+    if built(op):
+        return Choice("cuda", op, reason)
+    return Choice("cuda", f"{op} by NVRTC", otherwise) if op in BY_NVRTC and nvrtc.available() else None
+
+
+def naming(choice: Choice) -> AbstractContextManager[None]:
+    """Inside, an op's CUDA implementation knows which backend its caller named. A traced graph keeps no such thing:
+    there it is TAMIS_BACKEND alone."""
+    if torch.compiler.is_compiling() or choice.backend not in ("triton", "cuda") or not choice.named:
+        return nullcontext()
+    return _naming(choice.named)
+
+
+@contextmanager
+def _naming(named: str) -> Iterator[None]:
+    token = _named.set(named)
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
+def named_for_cuda() -> str:
+    """ "impl=cuda" and the like, or nothing."""
+    backend = os.environ.get("TAMIS_BACKEND")
+    return _named.get() or (f"TAMIS_BACKEND={backend}" if backend in ("triton", "cuda") else "")
 
 
 def isa() -> str:
@@ -28,11 +76,6 @@ def isa() -> str:
 def interpreted() -> bool:
     """Whether Triton kernels run in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def built(op: str) -> bool:
-    """Whether the CUDA C++ kernel of `op` was built, as it is where nvcc is found."""
-    return hasattr(torch.ops.tamis, f"_{op}_cuda")
 
 
 def choose(fn: str, impl: str, tensor: Tensor) -> Choice:
@@ -49,31 +92,35 @@ def choose(fn: str, impl: str, tensor: Tensor) -> Choice:
     if transformed and wanted != "reference":
         what = "torch.func transforms (vmap, grad, jvp, ...) are supported by impl='reference' alone"
         raise NotImplementedError(f"tamis.{fn}: {what}, got {wanted}")
-    device, on_gpu = tensor.device.type, ON_GPU.get(fn, "triton")
+    device, on_gpu = tensor.device.type, ON_GPU.get(fn, ("triton",))
     if wanted == "auto":
         if device == "cpu":
             return Choice("cpu", "simd", "CPU tensors")
-        if device == "cuda" and on_gpu == "cuda" and not built(fn):
-            return Choice("reference", "plain torch", "tamis was built without nvcc")
-        if device == "cuda" and on_gpu == "reference":
+        if device == "cuda" and not on_gpu:
             return Choice("reference", "plain torch", f"tamis has no kernel of {fn} for a GPU yet")
+        if device == "cuda" and on_gpu[0] == "triton":
+            return Choice("triton", f"{fn}_kernel", "CUDA tensors")
         if device == "cuda":
-            return Choice(on_gpu, fn if on_gpu == "cuda" else f"{fn}_kernel", "CUDA tensors")
+            without = "tamis was built without nvcc"
+            choice = _in_cuda(fn, "CUDA tensors", f"{without}: CuPy compiles it")
+            return choice or Choice("reference", "plain torch", f"{without}, and there is no CuPy")
         return Choice("reference", "plain torch", f"tamis has no kernel for {device}")
     reason = f"{forced}={wanted}"
     if wanted == "cpu" and device != "cpu":
         fail(fn, forced, "CPU tensors for cpu", device)
     if wanted == "triton":
-        if on_gpu != "triton":
+        if "triton" not in on_gpu:
             fail(fn, forced, "an op with a Triton kernel for triton", fn)
         if device != "cuda" and not interpreted():
             fail(fn, forced, "CUDA tensors for triton (or TRITON_INTERPRET=1)", device)
         if importlib.util.find_spec("triton") is None:
             fail(fn, forced, "triton installed: pip install 'tamis[triton]'", "none", ImportError)
     if wanted == "cuda":
-        if on_gpu != "cuda" or device != "cuda":
+        if "cuda" not in on_gpu or device != "cuda":
             fail(fn, forced, "an op with a CUDA C++ kernel, and CUDA tensors, for cuda", f"{fn} on {device}")
-        if not built(fn):
-            fail(fn, forced, "tamis built where nvcc is found, for cuda", "no CUDA kernels", ImportError)
+        choice = _in_cuda(fn, reason, reason)
+        if choice is None:
+            fail(fn, forced, "tamis built where nvcc is found, or CuPy, for cuda", "neither", ImportError)
+        return choice
     kernel = {"cpu": "simd", "triton": f"{fn}_kernel", "reference": "plain torch"}.get(wanted, fn)
     return Choice(wanted, kernel, reason)

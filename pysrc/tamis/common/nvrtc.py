@@ -50,6 +50,15 @@ def _toolkit() -> str:
     raise ImportError(f"tamis.nvrtc: expected CUDA's headers in a wheel, in CUDA_HOME or in /usr/local/cuda: {INSTALL}")
 
 
+@cache
+def available() -> bool:
+    """Whether kernels can be compiled: CuPy, NVRTC and CUDA's headers are there."""
+    try:
+        return bool(_library() and _toolkit())
+    except ImportError:
+        return False
+
+
 def target(capability: tuple[int, int]) -> str:
     """What to compile for: the device's own code, or PTX of the nearest architecture before it that NVRTC knows."""
     number, known = 10 * capability[0] + capability[1], _library().getSupportedArchs()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.backend import Choice
+from ..common.backend import Choice, naming
 from ..common.checks import fail, real_dtype
 from ..common.registry import below_autograd, is_one, once, refuse_tangents
 
@@ -96,9 +96,10 @@ def run(
         return reference(*arguments)
     if choice.backend == "triton" and arguments[0].device.type == "cpu":
         return formed(name, interpreted, *arguments)
-    if overwriting and not torch.compiler.is_compiling():
-        return list(_Overwriting.apply(name, *arguments))
-    return getattr(torch.ops.tamis, name).default(*arguments)
+    with naming(choice):
+        if overwriting and not torch.compiler.is_compiling():
+            return list(_Overwriting.apply(name, *arguments))
+        return getattr(torch.ops.tamis, name).default(*arguments)
 
 
 def fake_loss(

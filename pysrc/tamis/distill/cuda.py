@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.backend import built
+from ..common.backend import Choice, built, named_for_cuda
 from ..common.checks import real_dtype
 from ..common.cuda import Rows, debug, device_of, grid, known, on, rows_of, step_of, wider
 from ..kernels.distill.launch import launch
+from . import cuda_choice
 from .cuda_rows import Counted, check_overwritable, counted, reduced
 from .reference import DIVERGENCES
 
@@ -71,10 +72,9 @@ def row_losses(
     *,
     gradient: Rows | None,
     gradient_scale: Tensor | None,
+    backend: str = "triton",
 ) -> Tensor:
     """Each row's weighted loss; the gradient times gradient_scale, a float64 number on the device, into `gradient`."""
-    from ..kernels.distill.triton_kernels import distill_loss_kernel
-
     x, target = student.tensor, counts.target
     real = real_dtype(x)
     hard = asks_hard(target, temperature, alpha, divergence)
@@ -83,6 +83,16 @@ def row_losses(
     loss = x.new_empty(x.shape[:-1], dtype=real)
     if not loss.numel():
         return loss
+    if backend == "cuda":
+        blocks = min(loss.numel(), torch.cuda.get_device_properties(x.device).multi_processor_count)
+        torch.ops.tamis._distill_rows_cuda.default(
+            x, None if teacher is None else teacher.tensor, target, tau, mix, counts.row_weight, gradient_scale, loss,
+            None if gradient is None else gradient.tensor, classes, divergence, beta, label_smoothing, ignore_index,
+            hard, student_logit_scale, student_softcap or 0.0, teacher_logit_scale, teacher_softcap or 0.0, blocks,
+        )  # fmt: skip
+        return loss
+    from ..kernels.distill.triton_kernels import distill_loss_kernel
+
     beside, written = teacher or student, gradient or student
     with device_of(x):
         distill_loss_kernel[grid(x, loss.numel())](
@@ -97,6 +107,18 @@ def row_losses(
             enable_fp_fusion=True, debug=debug(),
         )  # fmt: skip
     return loss
+
+
+def rows_choice(
+    student: Tensor, teacher: Tensor, classes: int, divergence: int, *, gradient: bool, named: str
+) -> Choice:
+    """Which of distill_loss's two kernels takes CUDA tensors."""
+    name = cuda_choice.ALONE if divergence == ALONE else DIVERGENCES[divergence]
+    rows = student.shape[:-1].numel()
+    return cuda_choice.chosen(
+        cuda_choice.device_of(student.device), student.dtype, teacher.dtype, rows, classes, name, gradient=gradient,
+        forced=named, built=built("distill_loss"), debug=debug(),
+    )  # fmt: skip
 
 
 def distill_tile_(student_logits: Tensor, teacher_logits: Tensor | None, *args: Any) -> Tensor:
@@ -166,6 +188,11 @@ def _forward(
     """The loss, the gradient's factor, the statistics; writes gradient, as large as student_logits, where given one."""
     kind = divergence_of("distill_loss", divergence, beta, alpha)
     classes = _classes("distill_loss", student_logits, teacher_logits, vocab_size)
+    backend = "triton"
+    if student_logits.is_cuda:
+        gradients, named = gradient is not None, named_for_cuda()
+        choice = rows_choice(student_logits, teacher_logits, classes, kind, gradient=gradients, named=named)
+        backend = choice.backend
     student, teacher = rows_of(student_logits), None if kind == ALONE else rows_of(teacher_logits)
     if gradient is student_logits:
         check_overwritable(student, student_logits, teacher)
@@ -176,7 +203,7 @@ def _forward(
     def run(gradient_scale: Tensor) -> Tensor:
         return row_losses(
             student, teacher, counts, temperature, alpha, kind, beta, label_smoothing, ignore_index, classes,
-            *transforms, gradient=written, gradient_scale=gradient_scale,
+            *transforms, gradient=written, gradient_scale=gradient_scale, backend=backend,
         )  # fmt: skip
 
     return *reduced("distill_loss", student.tensor, counts, ignore_index, reduction, run), statistics

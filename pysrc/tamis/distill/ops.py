@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..common.backend import choose
+from ..common.backend import Choice, choose
 from ..common.checks import real_dtype
+from ..common.explain import explained_by
 from ..common.registry import register
 from . import cuda, reference
 from .autograd import apart_from_logits, autograd, check_overwritten, fake_loss, run
@@ -93,7 +94,9 @@ def distill_loss(
             to all rows, classes side by side. Under torch.compile and for impl="reference" the gradient is a new
             tensor.
         return_stats: also DeviationStats.
-        impl: "auto", "reference", "cpu", "triton" or "cuda".
+        impl: "auto", "reference", "cpu", "triton" or "cuda". CUDA tensors go to Triton, or to CUDA C++ where that moves
+            fewer bytes: tamis.explain says which and why. "cuda" is a ValueError where its kernel cannot hold the rows;
+            a compiled graph keeps neither name: there it is TAMIS_BACKEND that decides.
     Returns:
         The loss, float32 (float64 for float64), sums in that dtype: 0-d, or [*] for "none". A class at -inf in both
         models adds 0; one at -inf in the student alone makes its row inf under forward_kl, in the teacher alone under
@@ -199,6 +202,29 @@ def _fake_rows(student_logits: Tensor, *arguments: Any) -> list[Tensor]:
     return [loss, *(fake_stats(student_logits) if arguments[-1] else [])]
 
 
+def _explained(
+    choice: Choice,
+    student_logits: Tensor,
+    teacher_logits: Tensor | None = None,
+    target: Tensor | None = None,
+    *,
+    alpha: float | Tensor = 1.0,
+    divergence: str = "forward_kl",
+    beta: float = 0.5,
+    vocab_size: int | None = None,
+    **_: Any,
+) -> Choice:
+    """Which kernel takes these rows on a CUDA device, with their gradient where student_logits want one."""
+    if not student_logits.is_cuda:
+        return choice
+    kind = cuda.divergence_of("distill_loss", divergence, beta, torch.as_tensor(alpha))
+    teacher = student_logits if teacher_logits is None else teacher_logits
+    classes = student_logits.shape[-1] if vocab_size is None else vocab_size
+    gradient = student_logits.requires_grad and torch.is_grad_enabled()
+    return cuda.rows_choice(student_logits, teacher, classes, kind, gradient=gradient, named=choice.named)
+
+
+explained_by("distill_loss", _explained)
 register(
     "distill_loss",
     fake=partial(_fake, 0),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..common.backend import Choice, choose
 from ..common.checks import check_choice, check_dense, check_logits, fail, real_dtype
+from ..common.explain import explained_by
 from ..common.logits import (
     Valid,
     check_beside,
@@ -258,6 +259,14 @@ def fake_stats(logits: Tensor, target: Tensor | None, *_: Any) -> list[Tensor]:
     return [logits.new_empty(logits.shape[:-1], dtype=dtype) for dtype in dtypes]
 
 
+def _explained(choice: Choice, *_: Any, **__: Any) -> Choice:
+    """Why a CUDA C++ twin, with its rows in shared memory, would move no byte less."""
+    if choice.backend != "triton" or choice.named:
+        return choice
+    return choice._replace(reason=f"{choice.reason}; forward and backward each read the logits once: no twin could win")
+
+
+explained_by("softmax_stats", _explained)
 register(
     "softmax_stats", fake=fake_stats, cuda=cuda.softmax_stats, reference=reference.softmax_stats, autograd=_autograd
 )

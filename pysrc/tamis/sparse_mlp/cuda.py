@@ -6,24 +6,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common import nvrtc
 from ..common.backend import built
 from ..common.cuda import device_of, grid, rows_of
 from ..kernels.common.launch import launch
 from . import reference
 
+FORMATS = {torch.float32: "Float32", torch.float64: "Float64", torch.float16: "Float16", torch.bfloat16: "BFloat16"}
+THREADS = 512  # a block, by the kernels: kThreads of kernels/common/block.cuh
 SORT_MOST = 2048  # of k, by the kernel: kTopkSortMost of csrc/sparse_mlp_cuda.h
 
 
 def topk(x: Tensor, k: int, dim: int = -1, sorted: bool = True) -> tuple[Tensor, Tensor]:
-    """CUDA C++ where it was built, else plain torch."""
-    if not built("topk"):
+    """CUDA C++ where it was built or CuPy compiles it, else plain torch."""
+    if not built("topk") and not nvrtc.available():
         return reference.topk(x, k, dim, sorted)
+    chosen = torch.ops.tamis._topk_cuda.default if built("topk") else _topk_by_nvrtc
     here = sorted and k <= SORT_MOST
-    values, indices = torch.ops.tamis._topk_cuda.default(x.transpose(dim, -1), k, here)
+    values, indices = chosen(x.transpose(dim, -1), k, here)
     if sorted and not here:
         values, order = values.sort(dim=-1, descending=True, stable=True)  # indices ascend: ties by the lowest
         indices = indices.gather(-1, order)
     return values.transpose(dim, -1), indices.transpose(dim, -1)
+
+
+def _topk_by_nvrtc(x: Tensor, k: int, sorted: bool) -> tuple[Tensor, Tensor]:
+    """A block a row, however long: several blocks are the binary's alone."""
+    n, rows = x.shape[-1], x.shape[:-1].numel()
+    given = x.reshape(rows, n)
+    given = given if n == 1 or given.stride(-1) == 1 else given.contiguous()
+    values, indices = given.new_empty(rows, k), given.new_empty(rows, k, dtype=torch.int64)
+
+    def launch(name: str, *arguments: Tensor | int) -> None:
+        instance = f"tamis::cuda::{name}<tamis::cuda::{FORMATS[x.dtype]}>"
+        nvrtc.kernel("sparse_mlp", "cuda.cuh", instance, x.device.index)((rows,), THREADS, *arguments)
+
+    if rows:
+        launch("topk_row_kernel", given, n, given.stride(0), k, values, indices)
+    if rows and sorted:
+        chosen, values, indices = (values, indices), torch.empty_like(values), torch.empty_like(indices)
+        launch("topk_sort_kernel", *chosen, k, values, indices)
+    return values.view(*x.shape[:-1], k), indices.view(*x.shape[:-1], k)
 
 
 def _gaussian(name: str, x: Tensor, deviations: float, *grad: Tensor) -> Tensor:

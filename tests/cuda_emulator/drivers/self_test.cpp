@@ -4,16 +4,23 @@
 #include <cuda_runtime.h>
 #include "export.h"
 
+extern __shared__ unsigned char tamis_dynamic_shared[];
+
 namespace {
 
 constexpr unsigned kThreads = 64;
 
 template <class... P, class... A>
-int launch(void (*kernel)(P...), unsigned blocks, A... arguments) {
+int launch_with(size_t shared, void (*kernel)(P...), unsigned blocks, A... arguments) {
   cudaLaunchConfig_t config{};
+  config.dynamicSmemBytes = shared;
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(kThreads);
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
+}
+template <class... P, class... A>
+int launch(void (*kernel)(P...), unsigned blocks, A... arguments) {
+  return launch_with(0, kernel, blocks, arguments...);
 }
 
 // Turns each block's kThreads numbers round.
@@ -96,6 +103,16 @@ __global__ void unwritten_kernel(int* y, bool broken) {
   y[threadIdx.x] = memory[threadIdx.x];
 }
 
+// Turns numbers round in the launch's own shared memory. wrong: 1 a barrier lacks, 2 it ends one number before, 3 it
+// begins one behind.
+__global__ void dynamic_kernel(int* y, int wrong) {
+  int* const memory = reinterpret_cast<int*>(tamis_dynamic_shared) + (wrong == 2 ? 1 : wrong == 3 ? -1 : 0);
+  const unsigned t = threadIdx.x;
+  memory[t] = 7;
+  if (wrong != 1) __syncthreads();
+  y[t] = memory[kThreads - 1 - t];
+}
+
 // Two blocks, one element.
 __global__ void blocks_kernel(int* y, bool broken) {
   if (threadIdx.x == 0) y[broken ? 0 : blockIdx.x] = 1;
@@ -122,6 +139,10 @@ __global__ void running_sum_kernel(const unsigned* x, unsigned* y) {  // of a wa
   y[threadIdx.x] = sum;
 }
 
+__global__ void crossed_kernel(const unsigned* x, unsigned* y) {
+  y[threadIdx.x] = __shfl_xor_sync(~0u, x[threadIdx.x], 5);
+}
+
 }  // namespace
 
 EXPORT int reverse(const void* x, void* y, int64_t blocks, int64_t broken) {
@@ -133,6 +154,10 @@ EXPORT int reverse(const void* x, void* y, int64_t blocks, int64_t broken) {
   }
 #define TO(name, blocks) \
   EXPORT int name(void* y, int64_t broken) { return launch(name##_kernel, blocks, static_cast<int*>(y), broken); }
+#define DYNAMIC(name, wrong)                                                                       \
+  EXPORT int name(void* y, int64_t broken) {                                                       \
+    return launch_with(kThreads * 4, dynamic_kernel, 1, static_cast<int*>(y), broken ? wrong : 0); \
+  }
 #define TAIL(name)                                                                                \
   EXPORT int name(const void* x, void* y, int64_t n, int64_t broken) {                            \
     return launch(name##_kernel, 1, static_cast<const int*>(x), static_cast<int*>(y), n, broken); \
@@ -145,6 +170,9 @@ TO(two_barriers, 1)
 TO(divergent_warp, 1)
 TO(unwritten, 1)
 TO(blocks, 2)
+DYNAMIC(dynamic_race, 1)
+DYNAMIC(dynamic_end, 2)
+DYNAMIC(dynamic_begin, 3)
 TAIL(tail)
 TAIL(read_tail)
 EXPORT int input(void* x, void* y, int64_t broken) {
@@ -154,8 +182,20 @@ EXPORT int sum(const void* x, const void* n, void* sum, void* count, int64_t blo
   return launch(sum_kernel, unsigned(blocks), static_cast<const float*>(x), static_cast<const unsigned*>(n),
                 static_cast<float*>(sum), static_cast<unsigned*>(count));
 }
+EXPORT int dynamic_of(int64_t asked, int64_t bytes, void* y) {
+  if (asked) {
+    const void* const name = reinterpret_cast<const void*>(dynamic_kernel);
+    const auto which = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    if (const cudaError_t error = cudaFuncSetAttribute(name, which, int(asked))) return error;
+  }
+  return launch_with(size_t(bytes), dynamic_kernel, 1, static_cast<int*>(y), 0);
+}
 EXPORT int running_sum(const void* x, void* y) {
   return launch(running_sum_kernel, 1, static_cast<const unsigned*>(x), static_cast<unsigned*>(y));
+}
+
+EXPORT int crossed(const void* x, void* y) {
+  return launch(crossed_kernel, 1, static_cast<const unsigned*>(x), static_cast<unsigned*>(y));
 }
 
 // The stand-ins' roundings, for numpy to check.

@@ -1,5 +1,6 @@
 // Stands in for CUDA's header where g++ compiles a kernel for the CPU: what our kernels use, and no more.
 #pragma once
+#include <math.h>
 #include <cstdint>
 #include <cstring>
 #include <tuple>
@@ -7,9 +8,12 @@
 
 #define __global__
 #define __device__
+#define __host__
 #define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
 // One block runs at a time, on one thread of the system; as thread-local, all of it lies in one place (memory.cpp).
-#define __shared__ static thread_local
+// Within a function that is static, too.
+#define __shared__ thread_local
 
 using dim3 = emulator::Dim;
 static constexpr const dim3 &threadIdx = emulator::here.thread, &blockIdx = emulator::here.block,
@@ -32,14 +36,25 @@ inline void __syncwarp(unsigned mask = ~0u, emulator::Site site = emulator::Site
   emulator::warp_barrier(site, mask);
 }
 
+namespace emulator {
 template <class T>
-T __shfl_up_sync(unsigned mask, T x, unsigned delta, emulator::Site site = emulator::Site()) {
+T shuffled(uint64_t (*shuffle)(Site, unsigned, uint64_t, unsigned), Site site, unsigned mask, T x, unsigned by) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   uint64_t bits = 0;
   memcpy(&bits, &x, sizeof(T));
-  bits = emulator::shuffle_up(site, mask, bits, delta);
+  bits = shuffle(site, mask, bits, by);
   memcpy(&x, &bits, sizeof(T));
   return x;
+}
+}  // namespace emulator
+
+template <class T>
+T __shfl_up_sync(unsigned mask, T x, unsigned delta, emulator::Site site = emulator::Site()) {
+  return emulator::shuffled(emulator::shuffle_up, site, mask, x, delta);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T x, unsigned lanes, emulator::Site site = emulator::Site()) {
+  return emulator::shuffled(emulator::shuffle_xor, site, mask, x, lanes);
 }
 
 inline unsigned atomicAdd(unsigned* to, unsigned x) { return emulator::atomic_add(to, x); }
@@ -63,11 +78,16 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   using Call = std::pair<void (*)(P...), std::tuple<P...>>;
   Call call(kernel, std::tuple<P...>(arguments...));
   const auto thread = [](void* p) { std::apply(static_cast<Call*>(p)->first, static_cast<Call*>(p)->second); };
-  if (config->dynamicSmemBytes) return cudaErrorInvalidValue;  // no kernel uses it
   const void* const name = reinterpret_cast<const void*>(kernel);
-  return emulator::launch(name, config->gridDim, config->blockDim, thread, &call, sizeof(call))
+  return emulator::launch(name, config->gridDim, config->blockDim, config->dynamicSmemBytes, thread, &call,
+                          sizeof(call))
              ? cudaSuccess
              : cudaErrorLaunchFailure;
+}
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int bytes) {
+  return emulator::allow_dynamic(kernel, size_t(bytes)) ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
