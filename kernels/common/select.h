@@ -35,11 +35,11 @@ R number_of(Key<R> key) {  // NaN also for what lies below -inf or above inf and
   return x;
 }
 
-// Of n numbers, and 0 up to a whole vector: room for that is the caller's.
+// Of n numbers, and anything up to a whole vector: room for that is the caller's.
 template <class T>
 void keys_of(const T* x, int64_t n, uint32_t* keys) {
   for (int64_t i = 0; i < n; i += kLanes<F32>) {
-    const F32 some = n - i < kLanes<F32> ? load_tail(x + i, n - i) : load(x + i);
+    const F32 some = n - i < kLanes<F32> ? load_tail(x + i, n - i) : load(x + i);  // equivalent: any fill
     const U32 bits = (U32)(some + 0.0f), flip = (U32)((I32)bits >> 31) | 0x80000000;
     const U32 made = some == some ? bits ^ flip : U32{} - 1;
     memcpy(keys + i, &made, sizeof made);
@@ -63,9 +63,11 @@ struct Cut {
   }
 };
 
-// keys [n]; bins [kBins]. A byte a pass, from the highest bit in which keys differ, until a pass leaves no choice.
+// keys [n], more than k; bins [kBins]. A byte a pass, from the highest bit in which keys differ, until a pass leaves no
+// choice.
 template <class K>
 Cut<K> cut(const K* keys, int64_t n, int64_t k, int64_t* bins) {
+  TAMIS_PROMISED(0 < k && k < n);
   K differ = 0;
   for (int64_t i = 1; i < n; ++i) differ |= keys[i] ^ keys[0];
   if (!differ) return {keys[0], k};
@@ -156,6 +158,7 @@ void count_before(const K* keys, int64_t n, C* before) {
   int64_t i = 0;
   constexpr int kTogether = TAMIS_LANES == 16 ? 4 : 2;  // as registers last
   for (; n - i > lanes * kTogether / 2; i += kTogether * lanes) count_before<kTogether>(keys, n, i, before);
+  TAMIS_PROMISED(n - i <= lanes * kTogether / 2);
   for (; i < n; i += lanes) count_before<1>(keys, n, i, before);
 }
 

@@ -1,8 +1,8 @@
 // The k largest of a row, exactly.
-// A row that is long for its k is read twice, the second time from L2: first for a bound that at least k numbers reach,
-// and few more, from the maxima of about 4k groups; then for those that reach it. When more are found than there is
-// room for, the bound rises to the k-th largest so far, so no order of the numbers makes it slow. A short row is ranked
-// whole.
+// A row that is long for its k, 16 times and more, is read twice, the second time from L2: first for a bound that at
+// least k numbers reach, and few more, from the maxima of about 4k groups; then for those that reach it. When more are
+// found than there is room for, the bound rises to the k-th largest so far, so no order of the numbers makes it slow. A
+// short row is ranked whole.
 #pragma once
 #include "../common/select.h"
 
@@ -44,7 +44,11 @@ struct Work : Sizes<R> {
 
   Work(void* scratch, int64_t n, int64_t k) : Sizes<R>(n, k), k(k) {
     int64_t* at = static_cast<int64_t*>(scratch);
-    const auto take = [&](int64_t count) { return at += count, at - count; };
+    const auto take = [&](int64_t count) {
+      int64_t* const taken = at;
+      at += count;
+      return taken;
+    };
     bins = take(kBins), maxima = reinterpret_cast<R*>(take(this->groups));
     indices = take(this->room), keys = reinterpret_cast<Key<R>*>(take(this->room + kBytes / 2));  // whole vectors
     other_indices = take(enough(k)), other_keys = reinterpret_cast<Key<R>*>(take(enough(k)));
@@ -62,12 +66,13 @@ void find_maxima(const T* x, const Work<R>& w) {
   constexpr int64_t lanes = kLanes<V>;
   R* out = w.maxima;
   for (int64_t i = 0; i < w.vectors; i += w.chunk, out += lanes) {
-    const int64_t end = i + w.chunk < w.vectors ? i + w.chunk : w.vectors;
+    const int64_t end = i + upto(w.vectors - i, w.chunk);
     V top[kBlock];
     for (V& t : top) t = V{} - kInf;
     int64_t j = i;
     for (; j + kBlock <= end; j += kBlock)
       for (int v = 0; v < kBlock; ++v) top[v] = max(load(x + (j + v) * lanes), top[v]);
+    TAMIS_PROMISED(end - j < kBlock);
     for (; j < end; ++j) top[0] = max(load(x + j * lanes), top[0]);
     store(out, max(max(top[0], top[1]), max(top[2], top[3])));
   }
@@ -109,17 +114,19 @@ template <class R>
 R reached(const R* x, int64_t n, int64_t k) {
   using V = Vector<R>;
   V low = load(x), high = low;
-  for (int64_t i = kLanes<V>; i < n; i += kLanes<V>) low = min(load(x + i), low), high = max(load(x + i), high);
+  for (int64_t i = kLanes<V>; i < n; i += kLanes<V>)  // equivalent: whole vectors
+    low = min(load(x + i), low), high = max(load(x + i), high);
   if (k == 1) return reduce_max(high);
   Key<R> least = key_of(-reduce_max(-low)), most = key_of(reduce_max(high));
   while (least < most) {
-    const Key<R> middle = least + (most - least) / 2 + 1;
+    const Key<R> middle = least + (most - least + 1) / 2;
     const R bound = number_of<R>(middle);
     int64_t reach = 0;
-    for (int64_t i = 0; i < n; i += kLanes<V>) reach += __builtin_popcountll(passing<false>(load(x + i), bound));
+    for (int64_t i = 0; i < n; i += kLanes<V>)  // equivalent: whole vectors
+      reach += __builtin_popcountll(passing<false>(load(x + i), bound));
     if (reach < k)
       most = middle - 1;
-    else if (least = middle; reach <= k + k / 16)
+    else if (least = middle; reach <= k + k / 16)  // equivalent: it may be nearer
       break;
   }
   return number_of<R>(least);
@@ -156,7 +163,7 @@ template <bool kAbove, class T>
 int64_t find(int64_t i, int64_t n, Found<T>& found) {
   constexpr int64_t block = kBlock * kLanes<Vector<Real<T>>>;
   while (i + block <= n && found.risen == kAbove && !found.done) {
-    const int64_t blocks = (n - i) / block < kSegment ? (n - i) / block : kSegment;
+    const int64_t blocks = upto((n - i) / block, kSegment);
     int32_t hits[kSegment];  // first all of them, without a branch
     int64_t count = 0;
     for (int64_t b = 0; b < blocks; ++b) {
@@ -186,6 +193,7 @@ int64_t candidates(const T* x, int64_t n, const Work<R>& w) {
   Found<T> found{x, w, reached(w.maxima, w.groups, w.k)};
   int64_t i = find<false>(0, n, found);
   i = find<true>(i, n, found);
+  TAMIS_PROMISED(found.done || n - i < kBlock * kLanes<Vector<R>>);
   for (; i < n && !found.done; ++i) {
     const R one = number(x + i);
     if (found.risen ? !(one <= found.bound) : !(one < found.bound)) found.add(i);
@@ -207,7 +215,7 @@ const int64_t* choose(const T* x, int64_t n, const Work<R>& w, bool sorted) {
     }
     return w.other_indices;
   }
-  if (count > w.k + w.k / 2 || (!sorted && count > w.k))
+  if (count > w.k + w.k / 2 || (!sorted && count > w.k))  // equivalent: how many more are sorted is speed
     count = keep(cut(w.keys, count, w.k, w.bins), w.keys, w.indices, count);
   if (sorted) sort_descending(w.keys, w.indices, w.other_keys, w.other_indices, count, w.bins);
   return w.indices;

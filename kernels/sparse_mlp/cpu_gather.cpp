@@ -17,26 +17,25 @@ constexpr int64_t kTogether = 4;            // entries
 int64_t padded(int64_t columns) { return columns / 64 * 64 + 64; }
 int64_t tile_rows(int64_t columns) {
   const int64_t most = kTileBytes / (8 * padded(columns));
-  return most < 1 ? 1 : most < kTile ? most : kTile;
+  return most < 1 ? 1 : upto(most, kTile);
 }
 
-// Calls visit(row, first, last) of the entries of rows begin..end that lie in one block, block by block.
+// Calls visit(row, first, last) of the entries of rows begin..end, a tile, that lie in one block, block by block. Few
+// rows do not share enough of a block.
 template <class Visit>
-void by_blocks(const Entries& of, int64_t begin, int64_t end, int64_t block, int64_t b_rows, const Visit& visit) {
+void by_blocks(const Entries& of, int64_t begin, int64_t end, int64_t b_rows, int64_t row_bytes, const Visit& visit) {
+  const bool all = end - begin < 4 || b_rows * row_bytes <= kBlockBytes;
+  const int64_t block = all ? b_rows : kBlockBytes / row_bytes + 1;
   int64_t at[kTile];
   for (int64_t r = begin; r < end; ++r) at[r - begin] = of.begin[r];
-  for (int64_t past = block; past < b_rows + block; past += block)
+  for (int64_t b = 0; b < b_rows; b += block)  // equivalent: in a block more lies nothing
     for (int64_t r = begin; r < end; ++r) {
       const int64_t first = at[r - begin], last = of.begin[r] + of.count[r];
       int64_t e = first;
-      while (e < last && of.index[e] < past) ++e;
+      while (e < last && of.index[e] < b + block) ++e;
       at[r - begin] = e;
-      if (e > first) visit(r, first, e);
+      visit(r, first, e);
     }
-}
-// Few rows do not share enough of a block.
-int64_t block_of(int64_t rows, int64_t b_rows, int64_t row_bytes) {
-  return rows < 4 || b_rows * row_bytes <= kBlockBytes ? b_rows : kBlockBytes / row_bytes + 1;
 }
 
 // sum[columns] += weight * row, of `kRows` rows at once.
@@ -54,7 +53,8 @@ void add_rows(R* sum, const T* const* row, const R* weight, int64_t columns) {
   if (c < columns) {
     V all = load(sum + c);  // sums are padded
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) all += weight[i] * load_tail(row[i] + c, columns - c, 0);
+    for (int i = 0; i < kRows; ++i)
+      all += weight[i] * load_tail(row[i] + c, columns - c, 0);  // equivalent: any fill, it goes to the padding
     store(sum + c, all);
   }
 }
@@ -66,10 +66,10 @@ void gather(const Gather& op, int64_t begin, int64_t end, void* scratch) {
   const int64_t width = padded(op.columns), tile = tile_rows(op.columns);
   R* const sums = static_cast<R*>(scratch);
   for (int64_t first = begin; first < end; first += tile) {
-    const int64_t last = first + tile < end ? first + tile : end;
-    memset(sums, 0, (last - first) * width * sizeof(R));
-    const int64_t block = block_of(last - first, op.b_rows, op.columns * sizeof(T) * op.terms);
-    by_blocks(of, first, last, block, op.b_rows, [&](int64_t r, int64_t e, int64_t past) {
+    const int64_t last = first + upto(end - first, tile);
+    memset(sums, 0, (last - first) * width * sizeof(R));  // equivalent: a row ends in padding
+    const int64_t row_bytes = op.columns * sizeof(T) * op.terms;
+    by_blocks(of, first, last, op.b_rows, row_bytes, [&](int64_t r, int64_t e, int64_t past) {
       R* const sum = sums + (r - first) * width;
       const T* row[kTogether];
       R weight[kTogether];
@@ -91,7 +91,7 @@ void gather(const Gather& op, int64_t begin, int64_t end, void* scratch) {
       for (int64_t c = 0; c < op.columns; c += kLanes<V>) {
         const int64_t left = op.columns - c;
         V v = load(sum + c);
-        if (bias) v += left < kLanes<V> ? load_tail(bias + c, left, 0) : load(bias + c);
+        if (bias) v += left < kLanes<V> ? load_tail(bias + c, left) : load(bias + c);  // equivalent: any fill
         left < kLanes<V> ? store_tail(out + c, left, v) : store(out + c, v);
       }
     }
@@ -111,9 +111,10 @@ void compare_rows(const T* y, const T* const* row, int64_t columns, R* out) {
     for (int i = 0; i < kRows; ++i) sum[i] += v * load(row[i] + c);
   }
   if (c < columns) {
-    const V v = load_tail(y + c, columns - c, 0);
+    const auto at = [&](const T* p) { return load_tail(p + c, columns - c, 0); };
+    const V v = at(y);
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) sum[i] += v * load_tail(row[i] + c, columns - c, 0);
+    for (int i = 0; i < kRows; ++i) sum[i] += v * at(row[i]);
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) out[i] = reduce_add(sum[i]);
@@ -124,9 +125,8 @@ void compare(const Compare& op, int64_t begin, int64_t end, void*) {
   using R = Real<T>;
   const Entries& of = op.entries;
   for (int64_t first = begin; first < end; first += kTile) {
-    const int64_t last = first + kTile < end ? first + kTile : end;
-    const int64_t block = block_of(last - first, op.b_rows, op.columns * sizeof(T));
-    by_blocks(of, first, last, block, op.b_rows, [&](int64_t r, int64_t e, int64_t past) {
+    const int64_t last = first + upto(end - first, kTile);
+    by_blocks(of, first, last, op.b_rows, op.columns * sizeof(T), [&](int64_t r, int64_t e, int64_t past) {
       const T* const y = static_cast<const T*>(op.y) + r * op.y_stride;
       const auto row_at = [&](int64_t i) { return static_cast<const T*>(op.b) + of.index[i] * op.b_stride; };
       R* const out = static_cast<R*>(op.out);
@@ -134,6 +134,7 @@ void compare(const Compare& op, int64_t begin, int64_t end, void*) {
         const T* const row[kTogether] = {row_at(e), row_at(e + 1), row_at(e + 2), row_at(e + 3)};
         compare_rows<kTogether>(y, row, op.columns, out + e);
       }
+      TAMIS_PROMISED(past - e < kTogether);
       for (; e < past; ++e) {
         const T* const row = row_at(e);
         compare_rows<1>(y, &row, op.columns, out + e);

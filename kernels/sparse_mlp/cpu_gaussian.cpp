@@ -11,7 +11,7 @@ void for_each_vector(const T* x, int64_t n, const Use& use) {  // use(i, how man
   constexpr int64_t lanes = kLanes<decltype(load(x))>;
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) use(i, lanes, load(x + i));
-  if (i < n) use(i, n - i, load_tail(x + i, n - i, 0));
+  if (i < n) use(i, n - i, load_tail(x + i, n - i, 0));  // equivalent: any fill, each use leaves it out
 }
 template <class T, class V>
 void store_some(T* p, int64_t count, V v) {
@@ -19,6 +19,7 @@ void store_some(T* p, int64_t count, V v) {
 }
 template <class V>
 V lanes_below(int64_t count, V v) {  // others 0
+  if (count == kLanes<V>) return v;
   for (int64_t i = count; i < kLanes<V>; ++i) v[i] = 0;
   return v;
 }
@@ -34,16 +35,13 @@ Moments<Real<T>> moments(const T* x, int64_t n) {
   constexpr R kTiny = sizeof(R) == 4 ? R(1e-17) : R(1e-145);
   const R first = number(x);  // equal numbers have exactly that for a mean
   V sum{};
-  for_each_vector(x, n, [&](int64_t, int64_t count, V v) {
-    const V d = v - first;
-    sum += count < kLanes<V> ? lanes_below(count, d) : d;
-  });
+  for_each_vector(x, n, [&](int64_t, int64_t count, V v) { sum += lanes_below(count, v - first); });
   const R mean = first + reduce_add(sum) / n;
   const auto of_squares = [&](R scale) {
     V squares{};
     for_each_vector(x, n, [&](int64_t, int64_t count, V v) {
       const V d = (v - mean) / scale;
-      squares += count < kLanes<V> ? lanes_below(count, d * d) : d * d;
+      squares += lanes_below(count, d * d);
     });
     return R(::sqrt(double(reduce_add(squares) / n))) * scale;
   };
@@ -52,7 +50,7 @@ Moments<Real<T>> moments(const T* x, int64_t n) {
   V size{};  // squares that leave the range
   for_each_vector(x, n, [&](int64_t, int64_t count, V v) {
     const V d = v < mean ? mean - v : v - mean;
-    size = max(count < kLanes<V> ? lanes_below(count, d) : d, size);
+    size = max(lanes_below(count, d), size);
   });
   const R most = reduce_max(size);
   return {mean, most > 0 && most < R(kInf) ? of_squares(most) : std};

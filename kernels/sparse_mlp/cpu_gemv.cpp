@@ -36,6 +36,7 @@ void some_rows(const Gemv& op, int64_t r) {
       const auto at = [&](auto* p) { return load(p + c + chain * lanes); };
       add(chain, at, at);
     }
+  TAMIS_PROMISED(op.size - c < kChains * lanes);
   for (; c < op.size; c += lanes) {
     const int64_t left = op.size - c;
     const auto at = [&](auto* p) { return left < lanes ? load_tail(p + c, left, 0) : load(p + c); };
@@ -57,6 +58,7 @@ void rows(const Gemv& op, int64_t begin, int64_t end) {
   constexpr int kChains = kTokens == 1 ? 4 : 1;
   int64_t r = begin;
   for (; r + kRows <= end; r += kRows) some_rows<T, kTokens, kRows, kChains>(op, r);
+  TAMIS_PROMISED(end - r < kRows);
   for (; r < end; ++r) some_rows<T, kTokens, 1, 1>(op, r);
 }
 

@@ -14,10 +14,13 @@ void form(const T* up, const T* gate, int64_t n, R* hidden, R* size) {
   using V = Vector<R>;
   for (int64_t i = 0; i < n; i += kLanes<V>) {
     const bool whole = n - i >= kLanes<V>;
-    const V u = whole ? load(up + i) : load_tail(up + i, n - i, 0);
+    const auto read = [&](const T* p) {
+      return whole ? load(p + i) : load_tail(p + i, n - i, 0);  // equivalent: any fill, nobody reads past n
+    };
+    const V u = read(up);
     V h;
     if (gate) {
-      h = act<kActivation>(whole ? load(gate + i) : load_tail(gate + i, n - i, 0)) * u;
+      h = act<kActivation>(read(gate)) * u;
       store(size + i, h < 0 ? -h : h);
     } else {
       h = act<kActivation>(u);
@@ -80,7 +83,9 @@ struct Slopes {
     const auto out = [](void* p, int64_t i) { return static_cast<R*>(p) + i; };
     for (int64_t i = begin; i < end; i += kLanes<V>) {
       const int64_t left = end - i;
-      const auto read = [&](const void* p) { return left < kLanes<V> ? load_tail(at(p, i), left, 0) : load(at(p, i)); };
+      const auto read = [&](const void* p) {
+        return left < kLanes<V> ? load_tail(at(p, i), left, 0) : load(at(p, i));  // equivalent: any fill
+      };
       const auto write = [&](void* p, V v) { left < kLanes<V> ? store_tail(out(p, i), left, v) : store(out(p, i), v); };
       const V d = read(op.d_hidden), up = read(op.up_at);
       if (!op.gate_at) {

@@ -25,7 +25,14 @@ from .tails import mutants, sources
 COMPILER = os.environ.get("CXX", "g++")
 HERE = ROOT / "tests" / "sanitize"
 # Of tests/sanitize, and the kernels that each drives; the quick ones first.
-DRIVERS = {"draw": "sampling", "topk": "sparse_mlp", "mlp": "sparse_mlp", "sampling": "sampling", "distill": "distill"}
+DRIVERS = {
+    "draw": "sampling",
+    "choose": "sparse_mlp",
+    "mlp": "sparse_mlp",
+    "topk": "sparse_mlp",
+    "sampling": "sampling",
+    "distill": "distill",
+}
 COMMON = ["-std=c++17", "-g1", "-pthread", "-O1", "-Wno-psabi", "-Wno-maybe-uninitialized", "-DTAMIS_CHECKED"]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 LANES = {"neon": 4, "v2": 4, "v3": 8, "v4": 16}
@@ -197,13 +204,9 @@ def ways() -> list[tuple[str, bool]]:
     return [*((isa, False) for isa in isas()), (isas()[0], True)]
 
 
-def run(
-    only: str = "", every: int = 1, marked: bool = True, skip: tuple[str, ...] = (), tell: Tell = print
-) -> list[str]:
-    """What is wrong, a line each. `every`: one place of so many; `marked`: also places that are marked; `skip`: files
-    whose path has one of these in it."""
-    files = [file for file in sources() if only in str(file) and not any(part in str(file) for part in skip)]
-    places = [m for file in files for m in mutants(file)]
+def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print) -> list[str]:
+    """What is wrong, a line each. `every`: one place of so many; `marked`: also places that are marked."""
+    places = [m for file in sources() if only in str(file) for m in mutants(file)]
     numbers = {number(m) for m in places}
     assert len(numbers) == len(places) and 0 not in numbers
 

@@ -18,7 +18,6 @@ void f(const float* x, int64_t n, float last) {
   if constexpr (sizeof(V) == 64) store_tail(y, 3, (1u << n) - 1);
 }
 """
-UNEXAMINED = ("sparse_mlp/", "common/select.h")  # some mutants survive there, not yet looked into
 NESTED = """
 int64_t f(int64_t n, int64_t i) { return g(load_some(x, n - i < 9 ? n - i : 9)); }
 """
@@ -90,14 +89,12 @@ def test_one_mutant_at_a_time(tmp_path, monkeypatch):
 
 
 def test_few_places_are_marked():
-    places = [
-        m for file in tails.sources() if not any(part in str(file) for part in UNEXAMINED) for m in tails.mutants(file)
-    ]
+    places = [m for file in tails.sources() for m in tails.mutants(file)]
     lines = {(m.file, m.line) for m in places if m.marked}
-    assert len(places) > 500
+    assert len(places) > 800
     assert len(lines) <= MOST_EQUIVALENT * len(places)
 
 
 @pytest.mark.skipif(shutil.which(cpu.COMPILER) is None, reason="needs a C++ compiler")
 def test_a_sample_is_noticed():
-    assert cpu.run(every=20, marked=False, skip=UNEXAMINED, tell=lambda line: None) == []
+    assert cpu.run(every=20, marked=False, tell=lambda line: None) == []

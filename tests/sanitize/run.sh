@@ -10,6 +10,7 @@ drive() {  # runner, compiler, isa, lanes, flags
   build "$@" -ffp-contract=fast tests/sanitize/distill.cpp kernels/distill/cpu_*.cpp
   build "$@" -ffp-contract=off tests/sanitize/sampling.cpp kernels/sampling/cpu_*.cpp
   build "$@" -ffp-contract=off tests/sanitize/draw.cpp kernels/sampling/cpu_*.cpp
+  build "$@" -ffp-contract=fast tests/sanitize/choose.cpp
   build "$@" -ffp-contract=fast tests/sanitize/topk.cpp kernels/sparse_mlp/cpu_*.cpp
   build "$@" -ffp-contract=fast tests/sanitize/mlp.cpp kernels/sparse_mlp/cpu_*.cpp
 }

@@ -70,11 +70,12 @@ void check(Dtype dtype, int64_t n, int64_t k, Order order, bool sorted) {
 
 int main() {
   for (int dtype = 0; dtype < kDtypes; ++dtype)
-    for (int64_t n : {1, 5, 63, 64, 65, 300, 1024, 5001})
-      for (int64_t k : {int64_t(1), int64_t(7), int64_t(64), int64_t(65), n / 2, n})
+    for (int64_t n : {1, 5, 63, 64, 65, 127, 300, 1024, 5001})
+      for (int64_t k : {int64_t(1), int64_t(7), int64_t(64), int64_t(65), n / 2, n - 1, n})
         for (Order order : {random_order, ascending, ties, nans})
           for (bool sorted : {true, false})
             if (k >= 1 && k <= n) check(Dtype(dtype), n, k, order, sorted);
+  for (Order order : {random_order, ascending, ties, nans}) check(f32, 20001, 70, order, true);  // some segments
   std::printf("%d failures\n", failures);
   return failures != 0;
 }
