@@ -122,12 +122,13 @@ FULL = Settings(
     text=Text(sizes=(20_000, 200_000)),
     images=Images(
         sets={"mnist-5k": (4000, 1000), "fashion-mnist": (60_000, 10_000)},
+        steps=1000,
         random_widths=(256, 1024),
         other_rates=(1e-3, 1e-2),
     ),
     topk=TopK(sets={"digits": (1297, 500), "fashion-mnist": (10_000, 10_000)}),
-    speed=Speed(d_ff=4096, ks=(1024, 512, 256, 128), trained_k=256),
-    starts=200,
+    speed=Speed(steps=400),
+    starts=1000,
 )
 
 PIPELINE = Pipeline(

@@ -357,6 +357,8 @@ def _speed_table(settings: Any, results: Results) -> str:
                     f"{row['loss']:.3f}",
                 ]
             )
+    narrow = {k: f"{1 / median(row['seconds']):.0f}" for k, row in record["narrow"].items()}
+    words = " and ".join(f"{rate} tokens/s {'dense' if k == 'dense' else f'as top-{k}'}" for k, rate in narrow.items())
     head = (
         "model",
         "run as",
@@ -371,5 +373,7 @@ def _speed_table(settings: Any, results: Results) -> str:
     return (
         f"A character model of width {own.d}, {own.layers} layers of {own.d_ff} units, one thread: {own.tokens} tokens "
         f"decoded one by one with a cache of keys and values; training steps of {own.batch * own.context} tokens with "
-        "AdamW. Operations are counted, two a multiply-add, times are medians:\n\n" + table(head, rows)
+        "AdamW. Operations are counted, two a multiply-add, times are medians:\n\n"
+        + table(head, rows)
+        + f"\nWith {own.narrow} units, not trained: {words}.\n"
     )

@@ -26,10 +26,10 @@ def mlp(d: int, d_ff: int, d_out: int | None = None) -> nn.Sequential:
 
 
 class Cache:
-    """The keys and values of one layer, [batch, heads, room, width of a head], filled up to `length`."""
+    """Keys and values of one layer, [batch, heads, room, width of a head], filled up to `length`; without gradients."""
 
     def __init__(self, batch: int, heads: int, room: int, width: int) -> None:
-        self.keys, self.values = torch.zeros(2, batch, heads, room, width)
+        self.keys, self.values = (torch.zeros(batch, heads, room, width) for _ in range(2))
         self.length = 0
 
     def add(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

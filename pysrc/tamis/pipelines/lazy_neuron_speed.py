@@ -26,19 +26,21 @@ class Speed:
 
     Args:
         ks: of the d_ff units; trained_k: the one that a second model is trained with from the start.
+        narrow: units of a third model, which is not trained and decodes only: its weights stay in the caches.
         tokens: that are decoded one by one, in one run.
         repeats: of every timing.
     """
 
     d: int = 256
-    d_ff: int = 2048
+    d_ff: int = 4096
+    narrow: int = 2048
     layers: int = 2
     context: int = 64
     batch: int = 8
-    steps: int = 300
+    steps: int = 200
     learning_rate: float = 1e-3
-    ks: tuple[int, ...] = (512, 256, 128, 64)
-    trained_k: int = 128
+    ks: tuple[int, ...] = (1024, 512, 256, 128)
+    trained_k: int = 256
     held: int = 48
     tokens: int = 64
     repeats: int = 15
@@ -120,7 +122,7 @@ def step_seconds(
 def speed(settings: Speed, seed: int) -> Record:
     """`decode`: compare's rows, with loss and accuracy, of a model that was trained dense and of one that was trained
     top-k; of the first, by k, `step_seconds` and `flops`, of a decoded token in all blocks: `attention` and `mlp`,
-    where zeros of the sparse ones are skipped."""
+    where zeros of the sparse ones are skipped. `narrow`: compare's rows of the model that is not trained."""
     data = source_corpus()
     size = Size(settings.d, settings.d_ff, settings.layers)
     _, counted = generators(seed)
@@ -147,6 +149,10 @@ def speed(settings: Speed, seed: int) -> Record:
                 settings.learning_rate,
                 settings.train_repeats,
             )
+    narrow = seeded(lambda: Decoder(SYMBOLS + 1, settings.context + 1, size._replace(d_ff=settings.narrow)), seed)
+    assert isinstance(narrow, Decoder)
+    k = max(1, round(settings.trained_k / settings.d_ff * settings.narrow))
+    record["narrow"] = compare(narrow, (k,), _decodes(narrow, held, settings.tokens), repeats=settings.repeats)
     middle = (settings.tokens + 1) / 2  # the mean context of a decoded token
     for name, row in record["decode"]["trained dense"].items():
         share = sum(row["nonzero"]) / len(row["nonzero"]) / 100
