@@ -7,7 +7,7 @@ import numpy as np
 
 from . import lazy_neuron_claims as claims
 from .claims import student
-from .lazy_neuron_images import CORRUPTIONS, FRESH, RANDOM_INPUTS, RANDOM_LABELS
+from .lazy_neuron_images import FRESH, RANDOM_INPUTS, RANDOM_LABELS
 from .lazy_neuron_train import RATES
 from .runner import Results, by_seed
 
@@ -55,8 +55,13 @@ def training(axes: Any, results: Results) -> None:
         if len(curves) > 1:
             ends = np.array([student(column) for column in curves.T.tolist()])
             axes.fill_between(steps, *np.clip(ends, 0, 100).T, color=colour, alpha=0.12, linewidth=0)
-    axes.set(xscale="log", xlabel="training step", ylabel="hidden values that are not 0, %", ylim=(0, None))
-    axes.set_title("MLPs grow lazy by training alone, unless the loss is gone first", fontsize=11)
+    axes.set(
+        xscale="log",
+        xlabel="training step (0 is drawn at 1/2)",
+        ylabel="hidden values that are not 0, %",
+        ylim=(0, None),
+    )
+    axes.set_title("How many hidden values fire, from the start to the end of training", fontsize=11)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     _bare(axes)
 
@@ -109,9 +114,9 @@ def _depth(part: str) -> int:
 
 
 def _short(layer: str) -> str:
-    """encoder.1.mlp to enc 2, layers.0.channel_mlp to chan 1, on two lines."""
+    """encoder.1.mlp to enc 2, layers.0.channel_mlp to ch 1, on two lines."""
     stack, index, mlp = layer.split(".")[-3:]
-    mlp = mlp.replace("channel", "chan")
+    mlp = mlp.replace("channel", "ch").replace("token", "tok")
     kind = {"encoder": "enc", "decoder": "dec"}.get(stack, mlp.removesuffix("mlp").strip("_"))
     return f"{kind}\n{int(index) + 1}".strip()
 
@@ -144,7 +149,7 @@ def scaling(axes: Any, results: Results) -> None:
         at += 0.6
     axes.set_xticks(ticks, names, fontsize=8)
     axes.set(ylabel="hidden values that are not 0, %", xlabel="layers x units; training text where it is not all")
-    axes.set_title("Wider and deeper is sparser: character models after the same steps", fontsize=11)
+    axes.set_title("Width, depth and data: character models after the same steps", fontsize=11)
     _bare(axes)
 
 
@@ -158,7 +163,7 @@ def neurons(axes: Any, results: Results) -> None:
     axes.stairs(share, 100 * edges, fill=True, color=BLUE, alpha=0.8)
     dead = fmean(by_seed(results, part, claims.plainly("dead")))
     axes.set(xscale="log", xlabel="share of held-out tokens in which a neuron fires, %", ylabel="share of neurons, %")
-    axes.set_title(f"Few neurons a token, yet all of them work: {dead:.1f}% never fire", fontsize=11)
+    axes.set_title(f"How often each neuron of the character model fires; {dead:.1f}% never do", fontsize=11)
     _bare(axes)
 
 
@@ -184,7 +189,8 @@ def topk(axes: Any, results: Results) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel=f"accuracy of top-k (25%) less dense, points; corrupted: mean of {', '.join(CORRUPTIONS)}")
+    axes.set(xlabel="accuracy of top-k (25%) less that of dense, points")
+    axes.set_title("Top-k against dense; corrupted: mean of three kinds of noise", fontsize=11)
     _bare(axes)
 
 
