@@ -173,6 +173,13 @@ def test_a_broken_part_is_computed_anew(tiny, tmp_path):
         assert computed["seeded", 0] == times
 
 
+def test_what_only_reads_records_decides_no_part(monkeypatch):
+    pipeline = runner.find("lazy-neuron")
+    before = runner._fingerprint(pipeline, pipeline.quick)
+    monkeypatch.setattr(runner, "READERS", ())
+    assert runner._fingerprint(pipeline, pipeline.quick) != before != runner._fingerprint(pipeline, pipeline.full)
+
+
 def test_one_seed_is_not_called_exact(tiny, tmp_path):
     run = reproduce(tiny[0], tmp_path, (0,))
     assert [pages.interval(run.measured[claim.id]) for claim in run.claims] == ["one seed", "one seed", "exact"]
