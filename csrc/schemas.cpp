@@ -139,6 +139,21 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   m.def("_sparse_linear_backward(Tensor grad, Tensor hidden, Tensor where, Tensor w, bool[] wanted) -> Tensor[]");
   m.def("topk(Tensor x, SymInt k, int dim=-1, bool sorted=True) -> (Tensor values, Tensor indices)");
 
+  // ann
+  // codes [n, parts] as scans read them.
+  m.def("_pq_pack(Tensor codes, int bits) -> Tensor");
+  m.def(
+      "pq_scan(Tensor lut, Tensor codes, SymInt n, SymInt k, str lookup=\"s8\", Tensor? allowed=None) "
+      "-> (Tensor values, Tensor indices)");
+  m.def(
+      "rerank(Tensor queries, Tensor candidates, Tensor vectors, SymInt k, str metric=\"ip\") "
+      "-> (Tensor values, Tensor indices)");
+  m.def(
+      "ivf_search(Tensor queries, SymInt k, int leaves, int rerank, Tensor centroids, float centroid_scale, "
+      "Tensor order_bias, Tensor score_bias, Tensor start, Tensor block, Tensor codebooks, Tensor codes, "
+      "Tensor? bytes, float byte_scale, Tensor? half_norms, Tensor? exact, Tensor? ids, str lookup=\"s8\", "
+      "Tensor? allowed=None) -> (Tensor values, Tensor indices)");
+
   m.def("_isa() -> str");
   m.def("_use_isa(str isa) -> str");
 }
