@@ -152,8 +152,8 @@ void* kept_scratch(int64_t bytes) {
 
 Found ivf_search(const Tensor& queries, int64_t k, int64_t leaves, int64_t rerank, const Tensor& centroids,
                  double centroid_scale, const Tensor& order_bias, const Tensor& score_bias, const Tensor& start,
-                 const Tensor& block, const Tensor& codebooks, const Tensor& codes, const Maybe& bytes,
-                 double byte_scale, const Maybe& half_norms, const Maybe& exact, const Maybe& ids,
+                 const Tensor& block, const Tensor& codebooks, const Maybe& constants, const Tensor& codes,
+                 const Maybe& bytes, double byte_scale, const Maybe& half_norms, const Maybe& exact, const Maybe& ids,
                  const std::string& lookup, const Maybe& allowed) {
   const std::string what = "tamis.ivf_search";
   check(what + ": queries", queries, ScalarType::Float, {-1, -1});
@@ -165,9 +165,11 @@ Found ivf_search(const Tensor& queries, int64_t k, int64_t leaves, int64_t reran
   check(what + ": score_bias", score_bias, ScalarType::Float, {lists});
   check(what + ": centroids", centroids, ScalarType::Byte, {(lists + 15) / 16, (d + 3) / 4, 64});
   check(what + ": codebooks", codebooks, ScalarType::Float, {-1, -1, -1});
-  const int64_t parts = codebooks.size(0);
-  const int bits = bits_of(what + ": codebooks", codebooks.size(2), parts);
+  const int64_t parts = codebooks.size(0), extra = constants ? constants->size(0) : 0, all = parts + extra;
+  const int bits = bits_of(what + ": codebooks", codebooks.size(2), all);
+  STD_TORCH_CHECK(parts >= 1, what, ": codebooks: expected at least one part");
   check(what + ": codebooks", codebooks, ScalarType::Float, {parts, (d + parts - 1) / parts, -1});
+  if (constants) check(what + ": constants", *constants, ScalarType::Float, {extra, codebooks.size(2)});
   check(what + ": start", start, ScalarType::Long, {lists + 1});
   check(what + ": block", block, ScalarType::Long, {lists + 1});
   const int64_t *const starts = data<int64_t>(start), *const blocks = data<int64_t>(block), n = starts[lists];
@@ -189,7 +191,9 @@ Found ivf_search(const Tensor& queries, int64_t k, int64_t leaves, int64_t reran
                    starts,
                    blocks,
                    data<float>(codebooks),
-                   codes_of(what + ": codes", codes, bits, parts, blocks[lists]),
+                   constants ? data<float>(*constants) : nullptr,
+                   extra,
+                   codes_of(what + ": codes", codes, bits, all, blocks[lists]),
                    {bytes ? bytes->const_data_ptr() : nullptr, (d + 63) / 64 * 64},
                    float(byte_scale),
                    half_norms ? data<float>(*half_norms) : nullptr,
@@ -205,7 +209,7 @@ Found ivf_search(const Tensor& queries, int64_t k, int64_t leaves, int64_t reran
                      : rerank < n ? rerank
                      : n > k      ? n
                                   : k,
-                     lookup_of(what, lookup, parts),
+                     lookup_of(what, lookup, all),
                      words.empty() ? nullptr : words.data(),
                      mutable_data<float>(values),
                      mutable_data<int64_t>(indices)};

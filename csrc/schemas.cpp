@@ -150,7 +150,8 @@ STABLE_TORCH_LIBRARY(tamis, m) {
       "-> (Tensor values, Tensor indices)");
   m.def(
       "ivf_search(Tensor queries, SymInt k, int leaves, int rerank, Tensor centroids, float centroid_scale, "
-      "Tensor order_bias, Tensor score_bias, Tensor start, Tensor block, Tensor codebooks, Tensor codes, "
+      "Tensor order_bias, Tensor score_bias, Tensor start, Tensor block, Tensor codebooks, Tensor? constants, Tensor "
+      "codes, "
       "Tensor? bytes, float byte_scale, Tensor? half_norms, Tensor? exact, Tensor? ids, str lookup=\"s8\", "
       "Tensor? allowed=None) -> (Tensor values, Tensor indices)");
 

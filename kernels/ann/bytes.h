@@ -2,7 +2,9 @@
 // every width, also where a machine lacks it.
 #pragma once
 #include <simde/x86/avx512/adds.h>
+#include <simde/x86/avx512/broadcast.h>
 #include <simde/x86/avx512/cmpgt.h>
+#include <simde/x86/avx512/cvt.h>
 #include <simde/x86/avx512/dpbusd.h>
 #include <simde/x86/avx512/madd.h>
 #include <simde/x86/avx512/permutexvar.h>
@@ -42,12 +44,9 @@ inline U8 repeat16(const void* p) {
   U8x16 v;
   memcpy(&v, p, sizeof v);
 #if TAMIS_LANES == 16
-  return (U8)__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7,
-                                     8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
-                                     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return (U8)simde_mm512_broadcast_i32x4((simde__m128i)v);
 #elif TAMIS_LANES == 8
-  return (U8)__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7,
-                                     8, 9, 10, 11, 12, 13, 14, 15);
+  return (U8)simde_mm256_broadcastsi128_si256((simde__m128i)v);
 #else
   return v;
 #endif
@@ -64,6 +63,17 @@ inline U8 lookup64(const uint8_t* table, U8 index) {
   for (int quarter = 0; quarter < 4; ++quarter)  // a code of another quarter looks past 127
     found |= lookup16(repeat16(table + 16 * quarter), (code ^ (uint8_t)(16 * quarter)) + 112);
   return found;
+#endif
+}
+
+// To the nearest, ties to even.
+inline I32 rounded(F32 x) {
+#if TAMIS_LANES == 16
+  return (I32)simde_mm512_cvtps_epi32((simde__m512)x);
+#elif TAMIS_LANES == 8
+  return (I32)simde_mm256_cvtps_epi32((simde__m256)x);
+#else
+  return (I32)simde_mm_cvtps_epi32((simde__m128)x);
 #endif
 }
 

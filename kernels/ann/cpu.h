@@ -58,7 +58,9 @@ struct Ivf {
   const float* score_bias;  // [leaves]: added to q.c where vectors are scored
   const int64_t* start;     // [leaves + 1]: positions
   const int64_t* block;     // [leaves + 1]
-  const float* codebooks;   // [parts, width, centroids]
+  const float* codebooks;   // [parts - extra, width, centroids]
+  const float* constants;   // [extra, centroids]: what the last parts add whatever the query, as norms do for l2
+  int64_t extra;
   Codes codes;
   Vectors bytes;  // uint8: 128 + round(x / byte_scale), d rounded up to 64
   float byte_scale;

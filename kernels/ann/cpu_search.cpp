@@ -100,7 +100,8 @@ void quantize(const Ivf& ivf, Query& q) {
 
 template <Lookup kLookup>
 void tabulate(const Ivf& ivf, Query& q, float* lut) {
-  const int64_t parts = ivf.codes.parts, centroids = 1 << ivf.codes.bits, width = (ivf.d + parts - 1) / parts;
+  const int64_t parts = ivf.codes.parts - ivf.extra, centroids = int64_t{1} << ivf.codes.bits;
+  const int64_t width = (ivf.d + parts - 1) / parts;
   for (int64_t p = 0; p < parts; ++p) {
     const int64_t begin = cut(ivf.d, parts, p), end = cut(ivf.d, parts, p + 1);
     const float* const of = ivf.codebooks + p * width * centroids;
@@ -110,7 +111,8 @@ void tabulate(const Ivf& ivf, Query& q, float* lut) {
       store(lut + p * centroids + c, dot);
     }
   }
-  q.table = make_table<kLookup>(lut, parts, centroids, const_cast<uint8_t*>(q.table.entries));
+  if (ivf.extra) memcpy(lut + parts * centroids, ivf.constants, ivf.extra * centroids * sizeof *lut);
+  q.table = make_table<kLookup>(lut, ivf.codes.parts, centroids, const_cast<uint8_t*>(q.table.entries));
 }
 
 // Each list's q.c, of kQueries queries at once.

@@ -18,9 +18,6 @@ inline int64_t table_bytes(int bits, int64_t parts) { return ((parts << bits) + 
 inline constexpr float kSpread = 28;
 inline constexpr int kHigh = 80;
 
-// To the nearest, ties to even; of at most 2^22.
-inline I32 rounded(F32 x) { return (I32)(x + 0x1.8p23f) - 0x4b400000; }
-
 template <class V>
 inline V clamped(V x, V low, V high) {
   return x < low ? low : x > high ? high : x;
