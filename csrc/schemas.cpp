@@ -142,6 +142,7 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   // ann
   // codes [n, parts] as scans read them.
   m.def("_pq_pack(Tensor codes, int bits) -> Tensor");
+  m.def("pq_lut(Tensor queries, Tensor codebooks) -> Tensor");
   m.def(
       "pq_scan(Tensor lut, Tensor codes, SymInt n, SymInt k, str lookup=\"s8\", Tensor? allowed=None) "
       "-> (Tensor values, Tensor indices)");

@@ -214,7 +214,8 @@ void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allow
   const Run run = run_of(ivf, q.list[0], q.list[0]);
   uint32_t bins[256] = {};
   const int8_t bias = 0;
-  const int64_t wanted = (int64_t)(kShare * rerank) + 1;
+  const float share = q.lists > 2 ? kShare : 1.0f / q.lists;
+  const int64_t wanted = (int64_t)(share * rerank) + 1;
   int bin = 0;
   if (!careful) {
     alignas(64) V values[1][kBlock];
