@@ -26,6 +26,20 @@ T* mutable_data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
+// The same, of floats; doubles are rounded.
+Tensor floats(const std::string& what, const Tensor& t, const std::vector<int64_t>& sizes) {
+  const Tensor x = t.scalar_type() == ScalarType::Double ? torch::stable::to(t, ScalarType::Float) : t;
+  check(what, x, ScalarType::Float, sizes);
+  return x;
+}
+
+// The same, of any float dtype.
+Tensor vectors_of(const char* what, const Tensor& t, const std::vector<int64_t>& sizes) {
+  if (dtype_of(what, t) == f64) return floats(what, t, sizes);
+  check(what, t, t.scalar_type(), sizes);
+  return t;
+}
+
 int bits_of(const std::string& what, int64_t centroids, int64_t parts) {
   STD_TORCH_CHECK(centroids == 16 || centroids == 64, what, ": expected 16 or 64 centroids, got ", centroids);
   const int bits = centroids == 16 ? 4 : 6, of = bits == 4 ? 2 : 4;
@@ -48,6 +62,16 @@ int64_t blocks_of(int64_t n, int bits) { return (n + block_vectors(bits) - 1) / 
 
 void check_count(const std::string& what, int64_t n) {  // candidates keep positions in 32 bits
   STD_TORCH_CHECK(n <= UINT32_MAX, what, ": expected fewer than 2^32 vectors, got ", n);
+}
+
+// Lists lie one after the other, each in blocks of its own.
+void check_lists(const std::string& what, const int64_t* start, const int64_t* block, int64_t lists, int64_t vectors) {
+  bool sound = start[0] == 0 && block[0] == 0;
+  for (int64_t i = 0; sound && i < lists; ++i) {
+    const int64_t n = start[i + 1] - start[i];
+    sound = n >= 0 && block[i + 1] - block[i] == (n + vectors - 1) / vectors;
+  }
+  STD_TORCH_CHECK(sound, what, ": start, block: expected lists one after the other, in whole blocks");
 }
 
 std::vector<uint64_t> words_of(const std::string& what, const Maybe& allowed, int64_t n) {
@@ -74,10 +98,10 @@ Tensor pack(const Tensor& codes, int64_t bits) {
   return out;
 }
 
-Found scan(const Tensor& lut, const Tensor& codes, int64_t n, int64_t k, const std::string& lookup,
+Found scan(const Tensor& lut_, const Tensor& codes, int64_t n, int64_t k, const std::string& lookup,
            const Maybe& allowed) {
   const std::string what = "tamis.pq_scan";
-  check(what + ": lut", lut, ScalarType::Float, {-1, -1, -1});
+  const Tensor lut = floats(what + ": lut", lut_, {-1, -1, -1});
   const int64_t queries = lut.size(0), parts = lut.size(1);
   const int bits = bits_of(what + ": lut", lut.size(2), parts);
   check_count(what + ": n", n);
@@ -102,14 +126,13 @@ Found scan(const Tensor& lut, const Tensor& codes, int64_t n, int64_t k, const s
   return {values, indices};
 }
 
-Found rerank(const Tensor& queries, const Tensor& candidates, const Tensor& vectors, int64_t k,
+Found rerank(const Tensor& queries_, const Tensor& candidates, const Tensor& vectors_, int64_t k,
              const std::string& metric) {
   const std::string what = "tamis.rerank";
-  check(what + ": queries", queries, ScalarType::Float, {-1, -1});
+  const Tensor queries = floats(what + ": queries", queries_, {-1, -1});
   check(what + ": candidates", candidates, ScalarType::Long, {queries.size(0), -1});
+  const Tensor vectors = vectors_of("tamis.rerank: vectors", vectors_, {-1, queries.size(1)});
   const Dtype dtype = dtype_of("tamis.rerank: vectors", vectors);
-  check(what + ": vectors", vectors, vectors.scalar_type(), {-1, queries.size(1)});
-  STD_TORCH_CHECK(dtype != f64, what, ": vectors: expected float32, bfloat16 or float16, got float64");
   STD_TORCH_CHECK(metric == "ip" || metric == "l2", what, ": metric: expected ip or l2, got ", metric);
   STD_TORCH_CHECK(k >= 1, what, ": k: expected at least 1, got ", k);
   const int64_t count = candidates.size(1), *const of = data<int64_t>(candidates);
@@ -150,36 +173,37 @@ void* kept_scratch(int64_t bytes) {
   return kept.at;
 }
 
-Found ivf_search(const Tensor& queries, int64_t k, int64_t leaves, int64_t rerank, const Tensor& centroids,
-                 double centroid_scale, const Tensor& order_bias, const Tensor& score_bias, const Tensor& start,
-                 const Tensor& block, const Tensor& codebooks, const Maybe& constants, const Tensor& codes,
-                 const Maybe& bytes, double byte_scale, const Maybe& half_norms, const Maybe& exact, const Maybe& ids,
+Found ivf_search(const Tensor& queries_, int64_t k, int64_t leaves, int64_t rerank, const Tensor& centroids,
+                 double centroid_scale, const Tensor& order_bias_, const Tensor& score_bias_, const Tensor& start,
+                 const Tensor& block, const Tensor& codebooks_, const Maybe& constants_, const Tensor& codes,
+                 const Maybe& bytes, double byte_scale, const Maybe& half_norms_, const Maybe& exact_, const Maybe& ids,
                  const std::string& lookup, const Maybe& allowed) {
   const std::string what = "tamis.ivf_search";
-  check(what + ": queries", queries, ScalarType::Float, {-1, -1});
+  const Tensor queries = floats(what + ": queries", queries_, {-1, -1});
+  const Tensor order_bias = floats(what + ": order_bias", order_bias_, {-1});
   const int64_t count = queries.size(0), d = queries.size(1), lists = order_bias.numel();
+  const Tensor score_bias = floats(what + ": score_bias", score_bias_, {lists});
+  const Tensor codebooks = floats(what + ": codebooks", codebooks_, {-1, -1, -1});
   STD_TORCH_CHECK(k >= 1 && leaves >= 1 && rerank >= 1 && lists >= 1 && d >= 1, what,
                   ": expected k, leaves, rerank, lists and dimensions of at least 1, got ", k, ", ", leaves, ", ",
                   rerank, ", ", lists, ", ", d);
-  check(what + ": order_bias", order_bias, ScalarType::Float, {lists});
-  check(what + ": score_bias", score_bias, ScalarType::Float, {lists});
   check(what + ": centroids", centroids, ScalarType::Byte, {(lists + 15) / 16, (d + 3) / 4, 64});
-  check(what + ": codebooks", codebooks, ScalarType::Float, {-1, -1, -1});
+  Maybe constants, half_norms, exact;
+  if (constants_) constants = floats(what + ": constants", *constants_, {-1, codebooks.size(2)});
   const int64_t parts = codebooks.size(0), extra = constants ? constants->size(0) : 0, all = parts + extra;
   const int bits = bits_of(what + ": codebooks", codebooks.size(2), all);
   STD_TORCH_CHECK(parts >= 1, what, ": codebooks: expected at least one part");
   check(what + ": codebooks", codebooks, ScalarType::Float, {parts, (d + parts - 1) / parts, -1});
-  if (constants) check(what + ": constants", *constants, ScalarType::Float, {extra, codebooks.size(2)});
   check(what + ": start", start, ScalarType::Long, {lists + 1});
   check(what + ": block", block, ScalarType::Long, {lists + 1});
   const int64_t *const starts = data<int64_t>(start), *const blocks = data<int64_t>(block), n = starts[lists];
   check_count(what + ": start", n);
+  check_lists(what, starts, blocks, lists, block_vectors(bits));
   if (bytes) check(what + ": bytes", *bytes, ScalarType::Byte, {n, (d + 63) / 64 * 64});
-  if (half_norms) check(what + ": half_norms", *half_norms, ScalarType::Float, {n});
-  if (exact) check(what + ": exact", *exact, exact->scalar_type(), {n, d});
+  if (half_norms_) half_norms = floats(what + ": half_norms", *half_norms_, {n});
+  if (exact_) exact = vectors_of("tamis.ivf_search: exact", *exact_, {n, d});
   if (ids) check(what + ": ids", *ids, ScalarType::Long, {n});
   const Dtype dtype = exact ? dtype_of("tamis.ivf_search: exact", *exact) : f32;
-  STD_TORCH_CHECK(dtype != f64, what, ": exact: expected float32, bfloat16 or float16, got float64");
   const std::vector<uint64_t> words = words_of(what, allowed, n);
   const Ivf ivf = {n,
                    d,

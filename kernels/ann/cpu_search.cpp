@@ -17,6 +17,8 @@ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 // What is read again exactly, of candidates whose bytes were compared.
 int64_t finalists(int64_t k) { return k + k / 2 + 1; }
 
+enum Start { kShare, kAll, kLowest };  // see begin_query
+
 struct Query {
   Collector to;
   Table table;
@@ -24,6 +26,7 @@ struct Query {
   int8_t* bytes;  // [d to kStep]: round(x / scale)
   float scale;
   int32_t sum;  // of bytes
+  Start start;
   int64_t lists;
   int32_t *list, *add;  // [lists]; the best first
 };
@@ -158,7 +161,7 @@ void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores,
       bias = load_tail(ivf.order_bias + i, left, kInf);
     const F32 key = load(scores + i) - bias;
     store(keys + i, key);
-    low = min(key > -kInf ? key : high, low), high = max(key, high);
+    low = min(key > -kInf ? key : low, low), high = max(key, high);
   }
   // Between `from`, which enough reach, and `to`, which too few do.
   float from = -reduce_max(-low), to = reduce_max(high);
@@ -204,20 +207,26 @@ Run run_of(const Ivf& ivf, int64_t list, int64_t next) {
   return {blocks(list), bytes, ivf.start[list + 1] - ivf.start[list], ivf.start[list], blocks(next)};
 }
 
-// The best list's scores say where the threshold starts: at what a share of `rerank` of them reaches.
-constexpr float kShare = 0.45f;
+// The best list's scores say where the threshold starts: at what a share of `rerank` of them reaches. Where half of
+// `rerank` does not come of it, nor k, the lists are walked again, from what as many as `rerank` reach; from the lowest
+// score of any list where the best has not so many, or all have not.
+constexpr float kOfBest = 0.45f;
 
 template <class Layout, Lookup kLookup>
-void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allowed, bool careful) {
+void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allowed, Start from) {
+  int64_t there = 0;
+  for (int64_t i = 0; i < q.lists && there <= rerank; ++i) there += ivf.start[q.list[i] + 1] - ivf.start[q.list[i]];
+  if (there <= rerank) from = kLowest;
+  q.start = from;
   using V = Value<kLookup>;
   constexpr int kShift = kLookup == Lookup::s8 ? 0 : 8;
   const Run run = run_of(ivf, q.list[0], q.list[0]);
   uint32_t bins[256] = {};
   const int8_t bias = 0;
-  const float share = q.lists > 2 ? kShare : 1.0f / q.lists;
+  const float share = from == kShare && q.lists > 1 ? kOfBest : 1;
   const int64_t wanted = (int64_t)(share * rerank) + 1;
   int bin = 0;
-  if (!careful) {
+  if (from != kLowest) {
     alignas(64) V values[1][kBlock];
     for (int64_t first = 0; first < run.vectors; first += Layout::kVectors) {
       Layout::template sums<1>(run.blocks + first / Layout::kVectors * run.bytes, ivf.codes.parts, &q.table.entries,
@@ -230,20 +239,30 @@ void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allow
     for (bin = 255; bin > 0 && (count += bins[bin]) < wanted;) --bin;
   }
   const int32_t lowest = kLookup == Lookup::s8 ? -128 : 0;
-  // Careful: whoever is in the worst list counts.
   int32_t threshold = q.add[0] + lowest + (bin << kShift);
-  if (careful)
+  if (from == kLowest)
     for (int64_t i = 0; i < q.lists; ++i) threshold = (int32_t)least(threshold, q.add[i] + lowest);
   q.to.start(rerank, threshold, kLookup == Lookup::s8 ? 0 : 5);
 }
 
 template <class Layout, Lookup kLookup>
-void scan_lists(const Ivf& ivf, Query& q, int64_t from, const uint64_t* allowed) {
-  for (int64_t i = from; i < q.lists; ++i) {
+void scan_lists(const Ivf& ivf, Query& q, const uint64_t* allowed) {
+  for (int64_t i = 0; i < q.lists; ++i) {
     const Asker asker = {&q.to, q.table.entries, q.add[i]};
     if (Aim<kLookup>(asker).passes_none()) continue;
     scan<Layout, kLookup, 1>(run_of(ivf, q.list[i], q.list[i + 1 < q.lists ? i + 1 : i]), ivf.codes.parts, &asker,
                              allowed);
+  }
+}
+
+template <class Layout, Lookup kLookup>
+void scan_again(const Ivf& ivf, Query& q, int64_t k, int64_t rerank, const uint64_t* allowed) {
+  const int64_t enough = k > rerank / 2 ? k : rerank / 2;
+  constexpr Start kAgain[] = {kAll, kLowest};
+  for (const Start from : kAgain) {
+    if (q.to.size >= enough || q.start == kLowest) return;
+    begin_query<Layout, kLookup>(ivf, q, rerank, allowed, from);
+    scan_lists<Layout, kLookup>(ivf, q, allowed);
   }
 }
 
@@ -326,12 +345,9 @@ void search_one(const Search& op, int64_t query, const Space& space) {
   quantize(ivf, *q);
   tabulate<kLookup>(ivf, *q, space.lut);
   prepare_lists<1>(op, &q, space);
-  begin_query<Layout, kLookup>(ivf, *q, op.rerank, op.allowed, false);
-  scan_lists<Layout, kLookup>(ivf, *q, 0, op.allowed);
-  if (q->to.size < op.k) {  // the best list promised too much
-    begin_query<Layout, kLookup>(ivf, *q, op.rerank, op.allowed, true);
-    scan_lists<Layout, kLookup>(ivf, *q, 0, op.allowed);
-  }
+  begin_query<Layout, kLookup>(ivf, *q, op.rerank, op.allowed, kShare);
+  scan_lists<Layout, kLookup>(ivf, *q, op.allowed);
+  scan_again<Layout, kLookup>(ivf, *q, op.k, op.rerank, op.allowed);
   fetch_candidates(ivf, *q);
   compare_bytes(ivf, *q, op.k);
   finish(op, *q, op.values + query * op.k, op.positions + query * op.k);
@@ -360,7 +376,7 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
       prefetch(next.blocks, (next.vectors + Layout::kVectors - 1) / Layout::kVectors * next.bytes);
     }
     Query& q = queries[i];
-    begin_query<Layout, kLookup>(ivf, q, op.rerank, op.allowed, false);
+    begin_query<Layout, kLookup>(ivf, q, op.rerank, op.allowed, kShare);
     for (int64_t j = 0; j < q.lists; ++j) ++space.head[q.list[j] + 1];
   }
   for (int64_t l = 0; l < ivf.leaves; ++l) space.head[l + 1] += space.head[l];
@@ -383,12 +399,7 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
     }
     scan_each<Layout, kLookup>(run, ivf.codes.parts, askers, count, op.allowed);
   }
-  for (int64_t i = 0; i < n; ++i) {
-    Query& q = queries[i];
-    if (q.to.size >= op.k) continue;
-    begin_query<Layout, kLookup>(ivf, q, op.rerank, op.allowed, true);
-    scan_lists<Layout, kLookup>(ivf, q, 0, op.allowed);
-  }
+  for (int64_t i = 0; i < n; ++i) scan_again<Layout, kLookup>(ivf, queries[i], op.k, op.rerank, op.allowed);
   for (int64_t i = 0; i < n + 2; ++i) {  // each stage a query behind the one before, whose rows are on their way
     if (i < n) fetch_candidates(ivf, queries[i]);
     if (i >= 1 && i <= n) compare_bytes(ivf, queries[i - 1], op.k);
