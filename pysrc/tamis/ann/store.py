@@ -22,8 +22,9 @@ KEY = "tamis.ann.Index"
 _CHUNK = 1 << 24
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    sums = hashlib.blake2b(digest_size=16)
+def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    """Of all bytes, and of what is said about them."""
+    sums = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
         sums.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -37,10 +38,11 @@ def save(index: "Index", path: str | os.PathLike[str]) -> None:
     """All or nothing: a file that was there stays until the new one is whole."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in index.named_buffers() if t is not None}
     about = {
-        "version": VERSION, "d": index.d, "metric": index.metric, "spec": index.spec, "checksum": _digest(tensors),
+        "version": VERSION, "d": index.d, "metric": index.metric, "spec": index.spec,
         "tuning": {"leaves": index.tuning.leaves, "rerank": index.tuning.rerank, "lookup": index.tuning.lookup},
         "centroid_scale": index.centroid_scale, "byte_scale": index.byte_scale,
     }  # fmt: skip
+    about["checksum"] = _digest(tensors, about)
     place = Path(path).resolve()
     part = place.with_name(f"{place.name}.{os.getpid()}.part")
     try:
@@ -64,14 +66,14 @@ def load(path: str | os.PathLike[str], names: tuple[str, ...], mmap: bool) -> di
         fail(fn, "path", "an index that was saved whole", f"{place}: {error}")
     try:
         about = json.loads(text or "")
-        version = int(about["version"])
-    except (ValueError, KeyError, TypeError):
+        version, checksum = int(about["version"]), str(about.pop("checksum"))
+    except (ValueError, KeyError, TypeError, AttributeError):
         fail(fn, "path", "an index of tamis", f"{place}, which has no such header")
     if version > VERSION:
         fail(fn, "path", f"a file of layout {VERSION} or before", f"{version}: a newer tamis wrote it")
     if not mmap:
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        if _digest(tensors) != about["checksum"]:
+        if _digest(tensors, about) != checksum:
             fail(fn, "path", "the bytes that were saved", f"{place}, whose checksum differs")
     parts: dict[str, Any] = {name: tensors.get(name) for name in names}
     parts |= {name: about[name] for name in ("d", "centroid_scale", "byte_scale")}
