@@ -182,6 +182,15 @@ def _importance_sample(method: str, weights: str) -> tuple[tuple[Any, ...], dict
     return (probs, k, method, ids if weights == "draw" else None, 2**40 + 1, -2), {"cap": 5.0, "weights": weights}
 
 
+def _kmeans_assign(metric: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (_logits(0, 9, 5), _logits(1, 4, 5)), {"metric": metric}
+
+
+def _pq_encode(centroids: int, eta: float) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    x, directions = _logits(0, 9, 7), torch.nn.functional.normalize(_logits(1, 9, 7), dim=1)
+    return (x, _logits(2, 3, centroids, 3), None if eta == 1 else directions, eta), {"rounds": 5}
+
+
 def op_examples() -> dict[str, list[Example]]:
     """{op name: [callable, ...]} for every public op and no other.
 
@@ -190,6 +199,8 @@ def op_examples() -> dict[str, list[Example]]:
     it is smooth.
     """
     return {
+        "kmeans_assign": [partial(_kmeans_assign, metric) for metric in ("l2", "ip")],
+        "pq_encode": [partial(_pq_encode, centroids, eta) for centroids, eta in ((4, 1.0), (16, 4.0), (20, 4.0))],
         "deviation_stats": [_deviation_stats, _deviation_stats_every_option],
         "disagreement": [partial(_disagreement, kind) for kind in KINDS],
         "linear_cross_entropy": [partial(_linear_cross_entropy, reduction) for reduction in ("mean", "none")],
