@@ -2,6 +2,7 @@
 #pragma once
 #include <string>
 #include "kernels/ann/cpu.h"
+#include "kernels/ann/encode.h"
 #include "kernels/distill/cpu.h"
 #include "kernels/sampling/cpu.h"
 #include "kernels/sparse_mlp/cpu.h"
@@ -14,6 +15,7 @@ struct Kernels {
   const SamplingKernels& sampling;
   const SparseMlpKernels& sparse_mlp;
   const AnnKernels& ann;
+  const AnnBuildKernels& ann_build;
 };
 
 const Kernels& kernels();  // the widest that this machine runs, or the environment's TAMIS_ISA

@@ -114,6 +114,10 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   // Philox-4x32-10 with key seed of the counters (id, offset): [n, 4] words of 32 bits.
   m.def("_philox(Tensor ids, SymInt seed, SymInt offset) -> Tensor");
 
+  // ann
+  m.def("kmeans_assign(Tensor x, Tensor centroids, str metric=\"l2\") -> (Tensor indices, Tensor distances)");
+  m.def("pq_encode(Tensor x, Tensor codebooks, Tensor? directions=None, float eta=1.0, int rounds=10) -> Tensor");
+
   // sparse_mlp
   m.def("gaussian_topk(Tensor x, SymInt k) -> Tensor");
   m.def(

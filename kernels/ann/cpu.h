@@ -1,12 +1,9 @@
 // The ann family: one table per ISA, filled by cpu_*.cpp, chosen by csrc/dispatch.cpp. Scores: the larger the nearer.
 #pragma once
-#include <stdint.h>
 #include "../common/matrix.h"
+#include "encode.h"
 
 namespace tamis {
-
-// A product quantizer cuts d dimensions into `parts`; part p is dimensions cut(d, parts, p) to cut(d, parts, p + 1).
-inline int64_t cut(int64_t d, int64_t parts, int64_t p) { return p * d / parts; }
 
 // Codes lie by blocks of vectors. 4 bits, 16 centroids a part: blocks of 32 vectors, 16 bytes a part, whose low halves
 // are the vectors 0 to 15 and whose high halves 16 to 31; parts even. 6 bits, 64 centroids: blocks of 64 vectors, 192

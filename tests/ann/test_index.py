@@ -42,8 +42,8 @@ def index(request):
 SPECS = [
     f"tree{leaves},pq{dims},reorder-{reorder}"
     for leaves, dims, reorder in [
-        (40, "2x4", "int8+fp32"), (40, "3x6", "int8+fp32"), (1, "2x4", "fp32"), (3000, "1x4", "int8+bf16"), (7, "20x6", "fp32"),
-        (40, "50x4", "bf16"),
+        (40, "2x4", "int8+fp32"), (40, "3x6", "int8+fp32"), (1, "2x4", "fp32"), (3000, "1x4", "int8+bf16"),
+        (7, "20x6", "fp32"), (40, "50x4", "bf16"),
     ]
 ]  # fmt: skip
 
@@ -90,9 +90,7 @@ def test_filter(index):
     got = index.search(Q, 10, tuning=ALL, filter=allowed)
     assert allowed[got.indices].all()
     at = allowed.nonzero().squeeze(1)
-    torch.testing.assert_close(
-        got.distances.double(), truth(index.metric, X[at]).values, atol=1e-4, rtol=1e-5
-    )
+    torch.testing.assert_close(got.distances.double(), truth(index.metric, X[at]).values, atol=1e-4, rtol=1e-5)
     assert torch.equal(index.search(Q, 10, tuning=ALL, filter=at).indices, got.indices)
     assert (index.search(Q.numpy(), 10, tuning=ALL, filter=at.numpy()).indices == got.indices.numpy()).all()
     few = index.search(Q, 10, tuning=ALL, filter=at[:4])
@@ -107,12 +105,16 @@ def test_ids():
     got, rows = index.search(Q, 5), Index.build(X, metric="l2").search(Q, 5)
     assert torch.equal(got.indices, ids[rows.indices])
     assert set(index.search(Q, 5, filter=ids[:9]).indices.unique().tolist()) <= {-1, *ids[:9].tolist()}
-    assert torch.equal(index.search(Q, 5, filter=torch.arange(N) < 9).indices, index.search(Q, 5, filter=ids[:9]).indices)
+    assert torch.equal(
+        index.search(Q, 5, filter=torch.arange(N) < 9).indices, index.search(Q, 5, filter=ids[:9]).indices
+    )
 
 
 def test_a_neighbour_of_a_stored_vector_is_itself():
     for metric in ("cosine", "l2"):
-        assert torch.equal(Index.build(X, metric=metric).search(X[:200], 1, tuning=ALL).indices[:, 0], torch.arange(200))
+        assert torch.equal(
+            Index.build(X, metric=metric).search(X[:200], 1, tuning=ALL).indices[:, 0], torch.arange(200)
+        )
 
 
 @pytest.mark.parametrize("n", [1, 2, 17, 65])
@@ -140,9 +142,7 @@ def test_dtypes_and_memory_maps(tmp_path):
     assert torch.equal(Index.build(X.numpy()).search(Q, 5).indices, want)
     for dtype in (torch.bfloat16, torch.float16):
         got = Index.build(X.to(dtype)).search(Q, 5, tuning=ALL)
-        torch.testing.assert_close(
-            got.distances.double(), truth("ip", X.to(dtype), k=5).values, atol=1e-4, rtol=1e-5
-        )
+        torch.testing.assert_close(got.distances.double(), truth("ip", X.to(dtype), k=5).values, atol=1e-4, rtol=1e-5)
 
 
 def test_same_seed_same_index():
@@ -249,7 +249,11 @@ BAD[7, 3] = torch.nan
     [
         (lambda: Index.build(BAD), ValueError, "vectors: expected finite numbers"),
         (lambda: Index.build(X * torch.inf), ValueError, "vectors: expected finite numbers"),
-        (lambda: Index.build(torch.zeros(9, 4), metric="cosine"), ValueError, "vectors: expected vectors of length above 0"),
+        (
+            lambda: Index.build(torch.zeros(9, 4), metric="cosine"),
+            ValueError,
+            "vectors: expected vectors of length above 0",
+        ),
         (lambda: Index.build(X[:0]), ValueError, "vectors: expected at least one, got 0"),
         (lambda: Index.build(X[0]), ValueError, "vectors: expected"),
         (lambda: Index.build(X.int()), TypeError, "vectors: expected float32"),
@@ -258,7 +262,11 @@ BAD[7, 3] = torch.nan
         (lambda: Index.build(X, spec="tree4"), ValueError, "spec: expected treeN"),
         (lambda: Index.build(X, spec="tree0,pq2x4,reorder-none"), ValueError, "spec: expected treeN"),
         (lambda: Index.build(X, spec="tree3001,pq2x4,reorder-none"), ValueError, "spec: expected at most 3000 leaves"),
-        (lambda: Index.build(X, ids=torch.zeros(N, dtype=torch.int64)), ValueError, "ids: expected .* each once, got some twice"),
+        (
+            lambda: Index.build(X, ids=torch.zeros(N, dtype=torch.int64)),
+            ValueError,
+            "ids: expected .* each once, got some twice",
+        ),
         (lambda: Index.build(X, ids=-torch.arange(N)), ValueError, "ids: expected ids of 0 or more"),
         (lambda: Index.build(X, ids=torch.arange(N - 1)), ValueError, "ids: expected int64"),
         (lambda: Tuning(0), ValueError, "leaves: expected at least 1, got 0"),

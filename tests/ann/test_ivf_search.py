@@ -109,7 +109,12 @@ def test_exact_among_its_lists(isa, n, d, lists, bits, which, l2, lookup, querie
 @pytest.mark.parametrize("bits", [4, 6])
 @pytest.mark.parametrize(
     ("reorder", "dtype"),
-    [((), torch.float32), (("bytes",), torch.float32), (("bytes", "exact"), torch.bfloat16), (("exact",), torch.float16)],
+    [
+        ((), torch.float32),
+        (("bytes",), torch.float32),
+        (("bytes", "exact"), torch.bfloat16),
+        (("exact",), torch.float16),
+    ],
 )
 def test_against_the_reference(isa, reorder, dtype, bits, l2):
     """All candidates kept: the same, up to the rounding of what lists add."""
@@ -158,7 +163,7 @@ def test_the_threshold_gives_way_where_a_list_promised_too_much(isa):
     first = SEARCH(x, 1, 1, 400, **ix)[1]
     ix["score_bias"][:] = -1e4
     allowed = torch.ones(400, dtype=torch.bool)
-    values, indices = SEARCH(x, 300, 8, 300, **ix, allowed=allowed)
+    _, indices = SEARCH(x, 300, 8, 300, **ix, allowed=allowed)
     assert (indices >= 0).all()
     assert (first >= 0).all()
 

@@ -126,7 +126,11 @@ CODES, LUT = pack_codes(torch.zeros(5, 4, dtype=torch.uint8), 4), torch.zeros(2,
         (lambda: pq_scan(LUT, CODES, 5, 1, allowed=torch.ones(5)), TypeError, "allowed: expected bool"),
         (lambda: pq_lut(torch.zeros(2, 8), torch.zeros(4, 16, 3)), ValueError, "codebooks: expected shape"),
         (lambda: torch.ops.tamis.pq_scan(LUT, CODES[1:], 5, 1), RuntimeError, "tamis.pq_scan: codes: expected"),
-        (lambda: torch.ops.tamis.pq_scan(LUT[:, :, :8].contiguous(), CODES, 5, 1), RuntimeError, "16 or 64 centroids, got 8"),
+        (
+            lambda: torch.ops.tamis.pq_scan(LUT.view(2, 8, 8), CODES, 5, 1),
+            RuntimeError,
+            "16 or 64 centroids, got 8",
+        ),
     ],
 )
 def test_refused(call, error, words):

@@ -25,7 +25,14 @@ from .tails import mutants, sources
 COMPILER = os.environ.get("CXX", "g++")
 HERE = ROOT / "tests" / "sanitize"
 # Of tests/sanitize, and the kernels that each drives; the quick ones first.
-DRIVERS = {"draw": "sampling", "topk": "sparse_mlp", "mlp": "sparse_mlp", "sampling": "sampling", "distill": "distill"}
+DRIVERS = {
+    "encode": "ann",
+    "draw": "sampling",
+    "topk": "sparse_mlp",
+    "mlp": "sparse_mlp",
+    "sampling": "sampling",
+    "distill": "distill",
+}
 COMMON = ["-std=c++17", "-g1", "-pthread", "-O1", "-Wno-psabi", "-Wno-maybe-uninitialized", "-DTAMIS_CHECKED"]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 LANES = {"neon": 4, "v2": 4, "v3": 8, "v4": 16}

@@ -12,6 +12,7 @@ drive() {  # runner, compiler, isa, lanes, flags
   build "$@" -ffp-contract=off tests/sanitize/draw.cpp kernels/sampling/cpu_*.cpp
   build "$@" -ffp-contract=fast tests/sanitize/topk.cpp kernels/sparse_mlp/cpu_*.cpp
   build "$@" -ffp-contract=fast tests/sanitize/mlp.cpp kernels/sparse_mlp/cpu_*.cpp
+  build "$@" -ffp-contract=fast tests/sanitize/encode.cpp kernels/ann/cpu_assign.cpp kernels/ann/cpu_encode.cpp
 }
 
 build() {

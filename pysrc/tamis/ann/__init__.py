@@ -1,7 +1,24 @@
 """Quantized search for nearest neighbours."""
 
+from .encode import anisotropic_eta, pq_decode, pq_encode
 from .index import Index
-from .ops import SearchResult, pack_codes, pq_lut, pq_scan, rerank
+from .kmeans import Assignment, kmeans_assign
+from .ops import SearchResult, ivf_search, pack_codes, pq_lut, pq_scan, rerank
 from .spec import Spec, Tuning
 
-__all__ = ["Index", "SearchResult", "Spec", "Tuning", "pack_codes", "pq_lut", "pq_scan", "rerank"]
+__all__ = [
+    "Assignment",
+    "Index",
+    "SearchResult",
+    "Spec",
+    "Tuning",
+    "anisotropic_eta",
+    "ivf_search",
+    "kmeans_assign",
+    "pack_codes",
+    "pq_decode",
+    "pq_encode",
+    "pq_lut",
+    "pq_scan",
+    "rerank",
+]

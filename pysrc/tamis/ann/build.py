@@ -1,5 +1,6 @@
 """From vectors to an index: lists, codes, bytes."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from .train import fit_order_weight, kmeans, train_codebooks
 FN = "Index.build"
 CHUNK = 65_536  # rows that are worked on at once
 SAMPLE = 100_000  # rows that centroids are found from
-THRESHOLD = 0.2  # of the anisotropic loss: 2301.01702 by way of ScaNN's own setting for inner products
+THRESHOLD = 0.2  # of the anisotropic loss, for vectors of length 1, whatever these have: ScaNN's for inner products
 EXTRA = 2  # parts of a code for a vector's norm, under l2
 
 
@@ -26,7 +27,9 @@ class Rows:
 
     def __init__(self, vectors: object, metric: str) -> None:
         if isinstance(vectors, np.ndarray):
-            given = torch.from_numpy(vectors if vectors.flags.writeable else _writeable(vectors))
+            with warnings.catch_warnings():  # of memory that cannot be written: nothing here writes
+                warnings.simplefilter("ignore", UserWarning)
+                given = torch.from_numpy(vectors)
         else:
             given = check_dense(FN, "vectors", vectors)
         if given.dim() != 2 or given.shape[1] == 0:
@@ -53,14 +56,6 @@ class Rows:
             yield at, self[at]
 
 
-def _writeable(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """torch warns of memory that cannot be written; nothing here writes."""
-    view = array.view()
-    if isinstance(array, np.memmap):
-        return np.memmap(array.filename, array.dtype, "c", array.offset, array.shape) if array.filename else array.copy()
-    return view.copy()
-
-
 def _bytes(x: Tensor, scale: float, width: int) -> Tensor:
     out = torch.full((len(x), width), 128, dtype=torch.uint8)
     out[:, : x.shape[1]] = ((x / scale).round().clamp(-127, 127) + 128).to(torch.uint8)
@@ -79,7 +74,7 @@ def _ids(ids: object, n: int) -> Tensor | None:
 
 
 def _norm_codes(values: Tensor, bits: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Two steps of scalar quantization of what a vector takes from its score: constants [2, centroids], codes [n, 2]."""
+    """Two steps of scalar quantization of what a vector's score lacks: constants [2, centroids], codes [n, 2]."""
     tables, codes, left = [], [], values
     for _ in range(EXTRA):
         levels = min(1 << bits, len(left))
@@ -92,9 +87,7 @@ def _norm_codes(values: Tensor, bits: int, seed: int) -> tuple[Tensor, Tensor]:
     return -torch.stack(tables), torch.stack(codes, 1)
 
 
-def build(
-    vectors: object, metric: str, spec: str | None, ids: object, seed: int, progress: bool
-) -> dict[str, Any]:
+def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int, progress: bool) -> dict[str, Any]:
     """Index's arguments.
 
     Memory beyond the index itself: SAMPLE and CHUNK rows of float32, some times over, and 8 bytes a row.
@@ -110,7 +103,7 @@ def build(
     if how.leaves > n:
         fail(FN, "spec", f"at most {n} leaves for {n} vectors", str(how))
     l2, extra = metric == "l2", EXTRA if metric == "l2" else 0
-    parts, centroids = how.parts(d, extra), 1 << how.bits
+    parts = how.parts(d, extra)
     generator = torch.Generator().manual_seed(seed)
     sample = x[torch.randperm(n, generator=generator)[:SAMPLE].sort().values]
     lists = kmeans(sample, how.leaves, metric="l2", seed=seed)
@@ -120,7 +113,7 @@ def build(
     start = torch.cat((count.new_zeros(1), count.cumsum(0)))
     residuals = sample - lists[kmeans_assign(sample, lists).indices]
     codebooks = train_codebooks(residuals, parts, how.bits, seed=seed)
-    eta = 1.0 if l2 else anisotropic_eta(THRESHOLD, d, float(sample.norm(dim=1).mean()) if metric == "ip" else 1.0)
+    eta = 1.0 if l2 else max(1.0, anisotropic_eta(THRESHOLD, d))
     reorder = REORDERS[how.reorder]
     byte_scale = max(float(sample.abs().max()), 1e-30) / 127
     each = 32 if how.bits == 4 else 64

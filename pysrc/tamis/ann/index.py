@@ -25,9 +25,12 @@ class Index(nn.Module):
     """Vectors in lists by their nearest centroid, as 4 or 6 bits for some dimensions of what lies between (2301.01702,
     section 2; ScaNN's anisotropic loss), and their bytes and numbers to compare the best with.
 
-    Made by `Index.build` or `Index.load`. Any number of threads may search it. It holds its vectors: to search with other
-    parameters costs nothing, to change them a new build.
+    Made by `Index.build` or `Index.load`. Any number of threads may search it. It holds its vectors.
     """
+
+    rows: Tensor
+    start: Tensor
+    ids: Tensor | None
 
     def __init__(self, parts: dict[str, Any], *, metric: str, spec: str, tuning: Tuning) -> None:
         super().__init__()
@@ -96,19 +99,20 @@ class Index(nn.Module):
             self.half_norms, self.exact, self.rows if self.ids is None else self.ids, how.lookup, self._allowed(filter),
         )  # fmt: skip
         result = [t[0] if one else t for t in found]
-        return SearchResult(*(t.numpy() if isinstance(queries, np.ndarray) else t for t in result))  # type: ignore[arg-type]
+        return SearchResult(*(t.numpy() if isinstance(queries, np.ndarray) else t for t in result))
 
     def _allowed(self, filter: Array | None) -> Tensor | None:
         if filter is None:
             return None
-        given = torch.from_numpy(filter) if isinstance(filter, np.ndarray) else check_dense("Index.search", "filter", filter)
+        fn = "Index.search"
+        given = torch.from_numpy(filter) if isinstance(filter, np.ndarray) else check_dense(fn, "filter", filter)
         given = given.to(self.rows.device)
         if given.dtype == torch.bool:
             if given.shape != (len(self),):
-                fail("Index.search", "filter", f"bool [{len(self)}]", list(given.shape))
+                fail(fn, "filter", f"bool [{len(self)}]", list(given.shape))
             return given[self.rows]
         if given.dtype != torch.int64 or given.dim() != 1:
-            fail("Index.search", "filter", "bool [n], or int64 ids", f"{given.dtype} {list(given.shape)}")
+            fail(fn, "filter", "bool [n], or int64 ids", f"{given.dtype} {list(given.shape)}")
         return torch.isin(self.rows if self.ids is None else self.ids, given)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -117,8 +121,7 @@ class Index(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> "Index":
-        """What save wrote, checked against its checksum; with mmap only its header is, and vectors are read from the file
-        as searches need them.
+        """What save wrote, checked against its checksum; with mmap it is not, and the file is read as searches need it.
 
         Raises:
             FileNotFoundError: no such file.

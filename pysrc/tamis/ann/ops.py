@@ -175,6 +175,54 @@ def rerank(
     return SearchResult(*op(queries, candidates, vectors, k, metric))
 
 
+def ivf_search(
+    queries: Tensor, k: int, leaves: int, rerank: int, centroids: Tensor, centroid_scale: float, order_bias: Tensor,
+    score_bias: Tensor, start: Tensor, block: Tensor, codebooks: Tensor, constants: Tensor | None, codes: Tensor,
+    bytes: Tensor | None, byte_scale: float, half_norms: Tensor | None, exact: Tensor | None, ids: Tensor | None, *,
+    lookup: str = "s8", allowed: Tensor | None = None, impl: str = "auto",
+) -> SearchResult:  # fmt: skip
+    """What `Index.search` runs: lists whose centroids are near, their codes, then bytes and vectors of the best.
+
+    Queries of a batch are served list by list, four at a time; the result of each is the same as alone. A query is made
+    bytes for centroids and bytes: round(q / (max |q| / 127)).
+
+    Args:
+        queries: [q, d], float32, finite.
+        k, leaves, rerank: at least 1: results; lists looked at; candidates whose bytes are compared. About `rerank` of
+            them: where the nearest list has few good ones half as many may do.
+        centroids: uint8 [ceil(L / 16), ceil(d / 4), 64]: of 16 centroids four dimensions each at a time, 128 +
+            round(c / centroid_scale).
+        order_bias: float32 [L], taken from q.c where lists are put in order.
+        score_bias: float32 [L], added to q.c where vectors are scored.
+        start: int64 [L + 1], positions; block: int64 [L + 1], each list's blocks of 32 or 64 (pack_codes).
+        codebooks: float32 [parts, ceil(d / parts), 16 or 64].
+        constants: float32 [extra, 16 or 64], what the last parts of a code add for every query: minus half of a norm.
+        codes: as pack_codes gives them, of parts + extra, padded list by list.
+        bytes: uint8 [n, d to a multiple of 64], by position, 128 + round(x / byte_scale), 128 behind d.
+        half_norms: float32 [n]: |x|^2 / 2, which makes it a search by distance; None: by inner product.
+        exact: [n, d], float32, bfloat16 or float16: what the best k + k / 2 + 1 are compared by at last.
+        ids: int64 [n], what is returned instead of positions.
+        lookup: as pq_scan.
+        allowed: bool [n], by position.
+        impl: "auto", "reference" or "cpu".
+    Returns:
+        SearchResult: [q, k]; -1 where there is nobody.
+    Raises:
+        TypeError, ValueError: queries or a number. RuntimeError: buffers that do not fit each other.
+    """
+    fn = "ivf_search"
+    queries = _matrix(fn, "queries", queries, (torch.float32,))
+    numbers = (_at_least_one(fn, *pair) for pair in (("k", k), ("leaves", leaves), ("rerank", rerank)))
+    check_choice(fn, "lookup", lookup, LOOKUPS)
+    choice = choose(fn, impl, queries)
+    op: Any = reference.ivf_search if choice.backend == "reference" else torch.ops.tamis.ivf_search.default
+    buffers = (
+        centroids, centroid_scale, order_bias, score_bias, start, block, codebooks, constants, codes, bytes, byte_scale,
+        half_norms, exact, ids,
+    )  # fmt: skip
+    return SearchResult(*op(queries, *numbers, *buffers, lookup, allowed))
+
+
 def _found(like: Tensor, queries: int, k: int) -> tuple[Tensor, Tensor]:
     return like.new_empty(queries, k, dtype=torch.float32), like.new_empty(queries, k, dtype=torch.int64)
 
@@ -193,7 +241,5 @@ register(
     reference=reference.pq_lut,
 )
 register("pq_scan", fake=lambda lut, codes, n, k, *_: _found(lut, len(lut), k), reference=reference.pq_scan)
-register(
-    "rerank", fake=lambda queries, candidates, *a: _found(queries, len(queries), a[1]), reference=reference.rerank
-)
+register("rerank", fake=lambda queries, candidates, *a: _found(queries, len(queries), a[1]), reference=reference.rerank)
 register("ivf_search", fake=lambda queries, k, *_: _found(queries, len(queries), k), reference=reference.ivf_search)

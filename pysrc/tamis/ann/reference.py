@@ -1,5 +1,7 @@
 """The family in plain torch: the truth of tests, and what other devices run."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -41,10 +43,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
 def pq_lut(queries: Tensor, codebooks: Tensor) -> Tensor:
     parts, centroids, _ = codebooks.shape
     begins = cuts(queries.shape[1], parts)
-    each = [
-        queries[:, a:b].float() @ codebooks[p, :, : b - a].T.float()
-        for p, (a, b) in enumerate(zip(begins, begins[1:], strict=False))
-    ]
+    each = [queries[:, a:b].float() @ codebooks[p, :, : b - a].T.float() for p, (a, b) in enumerate(pairwise(begins))]
     return torch.stack(each, 1) if each else queries.new_zeros(len(queries), 0, centroids)
 
 
@@ -94,9 +93,7 @@ def pq_scan(
     return (values.float() / scale[:, None] + offset[:, None]).float(), indices
 
 
-def rerank(
-    queries: Tensor, candidates: Tensor, vectors: Tensor, k: int, metric: str = "ip"
-) -> tuple[Tensor, Tensor]:
+def rerank(queries: Tensor, candidates: Tensor, vectors: Tensor, k: int, metric: str = "ip") -> tuple[Tensor, Tensor]:
     rows = vectors[candidates.clamp_min(0)].float() if len(vectors) else queries.new_zeros(*candidates.shape, 1)
     if metric == "l2":
         scores = -(queries.unsqueeze(1) - rows).square().sum(-1)
@@ -115,7 +112,7 @@ def ivf_search(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A query at a time, its lists whole; sums do not saturate, and nothing is passed over by a threshold."""
     d, lists, each = queries.shape[1], order_bias.numel(), 32 if codebooks.shape[2] == 16 else 64
-    of_lists = ((centroids.view(-1, (d + 3) // 4, 16, 4).transpose(1, 2).reshape(-1, (d + 3) // 4 * 4))[:lists, :d])
+    of_lists = (centroids.view(-1, (d + 3) // 4, 16, 4).transpose(1, 2).reshape(-1, (d + 3) // 4 * 4))[:lists, :d]
     of_lists = (of_lists.float() - 128) * centroid_scale
     parts = len(codebooks) + (0 if constants is None else len(constants))
     slots = unpack_codes(codes, parts, 4 if codebooks.shape[2] == 16 else 6)
@@ -126,8 +123,9 @@ def ivf_search(
     near = (queries @ of_lists.T - order_bias).topk(min(leaves, lists)).indices
     found = queries.new_full((len(queries), k), -torch.inf), start.new_full((len(queries), k), -1)
     for q, chosen in enumerate(near):
-        position = torch.cat([torch.arange(int(start[l]), int(start[l + 1]), device=start.device) for l in chosen])
-        slot = torch.cat([block[l] * each + torch.arange(int(start[l + 1] - start[l]), device=start.device) for l in chosen])
+        begins, ends = start[chosen].tolist(), start[chosen + 1].tolist()
+        position = torch.cat([torch.arange(*at, device=start.device) for at in zip(begins, ends, strict=True)])
+        slot = position + (block[chosen] * each - start[chosen]).repeat_interleave(start[chosen + 1] - start[chosen])
         own = (of_lists @ queries[q] + score_bias)[chosen].repeat_interleave(start[chosen + 1] - start[chosen])
         scores = _sums(entries[q : q + 1], slots[slot])[0] / scale[q] + offset[q] + own
         if allowed is not None:

@@ -8,7 +8,14 @@ from ..common.backend import isa
 from ..common.checks import check_choice, check_integer, fail
 from .ops import LOOKUPS, parts_multiple
 
-REORDERS = {"int8": ("int8",), "int8+fp32": ("int8", "fp32"), "int8+bf16": ("int8", "bf16"), "fp32": ("fp32",), "bf16": ("bf16",), "none": ()}
+REORDERS: dict[str, tuple[str, ...]] = {
+    "int8": ("int8",),
+    "int8+fp32": ("int8", "fp32"),
+    "int8+bf16": ("int8", "bf16"),
+    "fp32": ("fp32",),
+    "bf16": ("bf16",),
+    "none": (),
+}
 _SPEC = re.compile(r"tree(\d+),pq(\d+)x([46]),reorder-([a-z0-9+]+)")
 
 

@@ -28,9 +28,9 @@ def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         sums.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        flat = tensor.contiguous().view(-1).view(torch.uint8).numpy() if tensor.numel() else b""
-        for begin in range(0, len(flat), _CHUNK):
-            sums.update(flat[begin : begin + _CHUNK])
+        flat = tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
+        for piece in flat.split(_CHUNK):
+            sums.update(memoryview(piece.numpy()))
     return sums.hexdigest()
 
 
