@@ -127,6 +127,17 @@ def test_few_vectors(n):
         torch.testing.assert_close(got.distances[:, :there].double(), want, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 64, 65])
+@pytest.mark.parametrize("bits", [4, 6])
+def test_few_dimensions(d, bits):
+    """Fewer than codes that lie side by side."""
+    x, q = vectors(2, 400, d), vectors(3, 20, d)
+    for metric in ("ip", "l2"):
+        index = Index.build(x, metric=metric, spec=f"tree9,pq2x{bits},reorder-fp32")
+        got = index.search(q, 5, tuning=ALL)
+        torch.testing.assert_close(got.distances.double(), truth(metric, x, q, 5).values, atol=1e-4, rtol=1e-5)
+
+
 def test_equal_vectors():
     index = Index.build(torch.ones(500, 8), metric="l2")
     got = index.search(torch.ones(3, 8), 5)

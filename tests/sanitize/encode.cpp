@@ -37,10 +37,10 @@ const int64_t kRowsTried[] = {1, 2, 31, 32, 33, 130};
 // Codes that no change of one part betters, and of the nearest the nearest.
 template <class R>
 void check_encode(Dtype dtype, int64_t n, int64_t d, int64_t parts, int64_t centroids, double eta, int64_t rounds,
-                  int64_t gap) {
+                  int64_t gap, double far = 0) {
   std::mt19937 random(unsigned(n * 131 + d * 17 + parts * 7 + centroids));
   const int64_t width = (d + parts - 1) / parts;
-  Numbers books = drawn(parts * centroids * width, random, 0.5);
+  Numbers books = drawn(parts * centroids * width, random, 0.5 + far);
   for (int64_t p = 0; p < parts; ++p)  // behind a narrower part's end nothing is looked at
     for (int64_t k = 0; k < centroids; ++k)
       for (int64_t i = cut(d, parts, p + 1) - cut(d, parts, p); i < width; ++i)
@@ -50,7 +50,7 @@ void check_encode(Dtype dtype, int64_t n, int64_t d, int64_t parts, int64_t cent
       for (int64_t i = 0; i < width; ++i) books[k * width + i] = books[(k - 1) * width + i];
   const Array<char> memory = copied<R>(books);
   Logits x(dtype, n, d, gap), u(dtype, n, d, gap);
-  x.fill(random, 1), u.fill(random, 1 / std::sqrt(double(d)));
+  x.fill(random, 1, far), u.fill(random, 1 / std::sqrt(double(d)));
   if (n > 5) x.put(3, d - 1, kNan), u.put(4, 0, kNan);
   Array<uint8_t> codes(n * parts);
   const int wide = dtype == f64;
@@ -114,13 +114,13 @@ void check_encode(Dtype dtype, int64_t n, int64_t d, int64_t parts, int64_t cent
 }
 
 template <class R>
-void check_assign(Dtype dtype, int64_t n, int64_t d, int64_t count, bool ip, int64_t gap) {
+void check_assign(Dtype dtype, int64_t n, int64_t d, int64_t count, bool ip, int64_t gap, double far = 0) {
   std::mt19937 random(unsigned(n * 131 + d * 17 + count));
-  Numbers centroids = drawn(count * d, random, 0.5);
+  Numbers centroids = drawn(count * d, random, 0.5 + far);
   for (int64_t i = 0; count > 2 && i < d; ++i) centroids[(count - 1) * d + i] = centroids[(count - 2) * d + i];
   const Array<char> memory = copied<R>(centroids);
   Logits x(dtype, n, d, gap);
-  x.fill(random, 1, dtype == f16 ? 0 : -0.25);
+  x.fill(random, 1, far - 0.25);
   if (n > 5) x.put(3, d - 1, kNan), x.put(4, 0, kInfinity);
   Array<int64_t> indices(n);
   Array<char> distances(n * sizeof(R));
@@ -176,7 +176,7 @@ void check_all(Dtype dtype) {
     for (Shape s : {Shape{1, 1, 2}, Shape{7, 3, 16}, Shape{16, 16, 17}, Shape{20, 9, 33}, Shape{23, 6, 64},
                     Shape{19, 3, 5}, Shape{34, 17, 16}, Shape{100, 33, 20}, Shape{9, 2, 256}})
       for (double eta : {1.0, 4.0})
-        for (int64_t rounds : {int64_t(10), int64_t(eta > 1), int64_t(3)})
+        for (int64_t rounds : {int64_t(10), int64_t(eta > 1), int64_t(2), int64_t(3)})
           if ((rounds == 10 || (eta > 1 && n == 33)) && (n < 100 || s.centroids < 50))
             check_encode<R>(dtype, n, s.d, s.parts, s.centroids, eta, rounds, n % 3 * 5);
   check_encode<R>(dtype, 2500, 6, 3, 4, 3.0, 10, 1);  // more than a block
@@ -186,9 +186,18 @@ void check_all(Dtype dtype) {
         for (bool ip : {false, true}) check_assign<R>(dtype, n, d, count, ip, n % 3 * 5);
 }
 
+// What is far from 0 as exactly as what is near.
+void check_far() {
+  for (int64_t centroids : {2, 5, 16})
+    for (double eta : {1.0, 4.0}) check_encode<float>(f32, 33, 20, 9, centroids, eta, 10, 0, 4096);
+  for (int64_t d : {1, 3, 17})
+    for (int64_t count : {2, 3, 33}) check_assign<float>(f32, 33, d, count, false, 0, 4096);
+}
+
 }  // namespace
 
 int main() {
+  check_far();
   check_all<float>(f32);
   check_all<double>(f64);
   check_all<float>(f16);

@@ -1,10 +1,11 @@
 """Quantized search for nearest neighbours."""
 
+from .assign import Assignment, kmeans_assign
 from .encode import anisotropic_eta, pq_decode, pq_encode
 from .index import Index
-from .kmeans import Assignment, kmeans_assign
 from .ops import SearchResult, ivf_search, pack_codes, pq_lut, pq_scan, rerank
 from .spec import Spec, Tuning
+from .train import fit_order_weight, kmeans, train_codebooks
 
 __all__ = [
     "Assignment",
@@ -13,7 +14,9 @@ __all__ = [
     "Spec",
     "Tuning",
     "anisotropic_eta",
+    "fit_order_weight",
     "ivf_search",
+    "kmeans",
     "kmeans_assign",
     "pack_codes",
     "pq_decode",
@@ -21,4 +24,5 @@ __all__ = [
     "pq_lut",
     "pq_scan",
     "rerank",
+    "train_codebooks",
 ]

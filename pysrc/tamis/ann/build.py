@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..common.checks import check_choice, check_dense, check_integer, fail
+from .assign import kmeans_assign
 from .encode import anisotropic_eta, pq_decode, pq_encode
-from .kmeans import kmeans_assign
 from .ops import EXACT, pack_codes
 from .spec import REORDERS, Spec, Tuning
 from .train import fit_order_weight, kmeans, train_codebooks
@@ -111,8 +111,12 @@ def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int
     rows = of.argsort(stable=True)
     count = torch.bincount(of, minlength=how.leaves)
     start = torch.cat((count.new_zeros(1), count.cumsum(0)))
-    residuals = sample - lists[kmeans_assign(sample, lists).indices]
-    codebooks = train_codebooks(residuals, parts, how.bits, seed=seed)
+    of_sample = kmeans_assign(sample, lists).indices
+    residuals = sample - lists[of_sample]
+    residuals = residuals.repeat(-(-(1 << how.bits) // len(residuals)), 1)  # at least as many as there are centroids
+    codebooks = train_codebooks(residuals, min(parts, d), how.bits, seed=seed)
+    # Codes lie side by side in twos or fours: of few dimensions some parts have none.
+    filled = torch.tensor([p for p in range(parts) if (p + 1) * d // parts > p * d // parts])
     eta = 1.0 if l2 else max(1.0, anisotropic_eta(THRESHOLD, d))
     reorder = REORDERS[how.reorder]
     byte_scale = max(float(sample.abs().max()), 1e-30) / 127
@@ -132,7 +136,7 @@ def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int
         residual = piece - lists[list_of[at]]
         directions = torch.nn.functional.normalize(piece) if eta > 1 else None
         codes = pq_encode(residual, codebooks, directions=directions, eta=eta)
-        slots[slot[at], :parts] = codes
+        slots[slot[at].unsqueeze(1), filled] = codes
         if bytes_ is not None:
             bytes_[at] = _bytes(piece, byte_scale, width)
         if exact is not None:
@@ -146,11 +150,12 @@ def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int
         constants, codes = _norm_codes(taken, how.bits, seed)
         slots[slot, parts:] = codes
     squares = lists.square().sum(1)
-    weight = 0.5 if l2 else fit_order_weight(sample, lists, seed=seed)
+    weight = 0.5 if l2 or n < 2 else fit_order_weight(sample, lists, of_sample, seed=seed)
     scale = max(float(lists.abs().max()), 1e-30) / 127
     packed = torch.full((-(-how.leaves // 16) * 16, -(-d // 4) * 4), 128, dtype=torch.uint8)
     packed[: how.leaves, :d] = ((lists / scale).round() + 128).to(torch.uint8)
-    widths = codebooks.transpose(1, 2).contiguous()
+    tables = codebooks.new_zeros(parts, codebooks.shape[2], codebooks.shape[1])
+    tables[filled] = codebooks.transpose(1, 2)
     made = {
         "d": d,
         "centroids": packed.view(-1, 16, packed.shape[1] // 4, 4).transpose(1, 2).reshape(-1, packed.shape[1] // 4, 64),
@@ -159,7 +164,7 @@ def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int
         "score_bias": -squares / 2 if l2 else torch.zeros_like(squares),
         "start": start,
         "block": block,
-        "codebooks": widths,
+        "codebooks": tables,
         "constants": constants,
         "codes": pack_codes(slots, how.bits),
         "bytes": bytes_,
