@@ -14,7 +14,8 @@ struct Level {
 };
 
 const Level& level(const std::string& isa) {  // empty: the best
-#define TAMIS_LEVEL(name, runs) {{#name, name::distill, name::sampling, name::sparse_mlp}, runs},
+#define TAMIS_LEVEL(name, runs) \
+  {{#name, name::distill, name::sampling, name::sparse_mlp, name::ann, name::ann_build}, runs},
   static const Level levels[] = {TAMIS_EACH_ISA(TAMIS_LEVEL)};
 #undef TAMIS_LEVEL
   std::string names;

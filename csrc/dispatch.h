@@ -1,6 +1,8 @@
 // The kernels of one instruction set, chosen once at run time.
 #pragma once
 #include <string>
+#include "kernels/ann/cpu.h"
+#include "kernels/ann/encode.h"
 #include "kernels/distill/cpu.h"
 #include "kernels/sampling/cpu.h"
 #include "kernels/sparse_mlp/cpu.h"
@@ -12,6 +14,8 @@ struct Kernels {
   const DistillKernels& distill;
   const SamplingKernels& sampling;
   const SparseMlpKernels& sparse_mlp;
+  const AnnKernels& ann;
+  const AnnBuildKernels& ann_build;
 };
 
 const Kernels& kernels();  // the widest that this machine runs, or the environment's TAMIS_ISA

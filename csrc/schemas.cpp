@@ -114,6 +114,10 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   // Philox-4x32-10 with key seed of the counters (id, offset): [n, 4] words of 32 bits.
   m.def("_philox(Tensor ids, SymInt seed, SymInt offset) -> Tensor");
 
+  // ann
+  m.def("kmeans_assign(Tensor x, Tensor centroids, str metric=\"l2\") -> (Tensor indices, Tensor distances)");
+  m.def("pq_encode(Tensor x, Tensor codebooks, Tensor? directions=None, float eta=1.0, int rounds=10) -> Tensor");
+
   // sparse_mlp
   m.def("gaussian_topk(Tensor x, SymInt k) -> Tensor");
   m.def(
@@ -138,6 +142,23 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   m.def("_sparse_linear(Tensor hidden, Tensor where, Tensor w, Tensor? b) -> Tensor");
   m.def("_sparse_linear_backward(Tensor grad, Tensor hidden, Tensor where, Tensor w, bool[] wanted) -> Tensor[]");
   m.def("topk(Tensor x, SymInt k, int dim=-1, bool sorted=True) -> (Tensor values, Tensor indices)");
+
+  // ann
+  // codes [n, parts] as scans read them.
+  m.def("_pq_pack(Tensor codes, int bits) -> Tensor");
+  m.def("pq_lut(Tensor queries, Tensor codebooks) -> Tensor");
+  m.def(
+      "pq_scan(Tensor lut, Tensor codes, SymInt n, SymInt k, str lookup=\"s8\", Tensor? allowed=None) "
+      "-> (Tensor values, Tensor indices)");
+  m.def(
+      "rerank(Tensor queries, Tensor candidates, Tensor vectors, SymInt k, str metric=\"ip\") "
+      "-> (Tensor values, Tensor indices)");
+  m.def(
+      "ivf_search(Tensor queries, SymInt k, int leaves, int rerank, Tensor centroids, float centroid_scale, "
+      "Tensor order_bias, Tensor score_bias, Tensor start, Tensor block, Tensor codebooks, Tensor? constants, Tensor "
+      "codes, "
+      "Tensor? bytes, float byte_scale, Tensor? half_norms, Tensor? exact, Tensor? ids, str lookup=\"s8\", "
+      "Tensor? allowed=None) -> (Tensor values, Tensor indices)");
 
   m.def("_isa() -> str");
   m.def("_use_isa(str isa) -> str");

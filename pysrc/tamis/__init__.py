@@ -20,7 +20,7 @@ def _load() -> None:
 
 _load()
 
-from . import distill, sampling, sparse_mlp  # noqa: E402  (registrations need the schemas)
+from . import ann, distill, sampling, sparse_mlp  # noqa: E402  (registrations need the schemas)
 from .common.explain import explain  # noqa: E402
 
-__all__ = ["__version__", "distill", "explain", "sampling", "sparse_mlp"]
+__all__ = ["__version__", "ann", "distill", "explain", "sampling", "sparse_mlp"]

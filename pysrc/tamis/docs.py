@@ -9,7 +9,7 @@ import torch
 
 import tamis
 
-FAMILIES = {"distill": tamis.distill, "sampling": tamis.sampling, "sparse_mlp": tamis.sparse_mlp}
+FAMILIES = {"ann": tamis.ann, "distill": tamis.distill, "sampling": tamis.sampling, "sparse_mlp": tamis.sparse_mlp}
 
 
 def page() -> str:

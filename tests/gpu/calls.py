@@ -3,6 +3,7 @@
 from functools import partial
 
 import pytest
+import tamis.ann
 import tamis.distill
 import tamis.sampling
 import tamis.sparse_mlp
@@ -97,7 +98,9 @@ def given(name, example, device="cpu", dtype=torch.float32, numbers="device"):
 
 
 def function(name):
-    return next(getattr(m, name) for m in (tamis.distill, tamis.sampling, tamis.sparse_mlp) if name in m.__all__)
+    return next(
+        getattr(m, name) for m in (tamis.ann, tamis.distill, tamis.sampling, tamis.sparse_mlp) if name in m.__all__
+    )
 
 
 def evaluate(name, arguments, impl="auto"):

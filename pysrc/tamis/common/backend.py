@@ -15,7 +15,13 @@ from .checks import check_choice, fail
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 # Whose kernels an op has on a GPU, where they are not Triton's alone.
-ON_GPU: dict[str, tuple[str, ...]] = {"distill_loss": ("triton", "cuda"), "topk": ("cuda",), "topk_mlp": ()}
+_ANN = ("ivf_search", "kmeans_assign", "pq_encode", "pq_lut", "pq_scan", "rerank")
+ON_GPU: dict[str, tuple[str, ...]] = {
+    "distill_loss": ("triton", "cuda"),
+    "topk": ("cuda",),
+    "topk_mlp": (),
+    **dict.fromkeys(_ANN, ()),
+}
 _LAUNCHED_BY = {"distill_loss": "_distill_rows_cuda"}  # the private op, where it is not the op's own name
 BY_NVRTC = ("topk",)  # launched through CuPy too, where nothing was built; distill_loss has Triton's kernel there
 _named: ContextVar[str] = ContextVar("tamis_named", default="")

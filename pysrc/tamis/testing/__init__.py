@@ -182,6 +182,55 @@ def _importance_sample(method: str, weights: str) -> tuple[tuple[Any, ...], dict
     return (probs, k, method, ids if weights == "draw" else None, 2**40 + 1, -2), {"cap": 5.0, "weights": weights}
 
 
+def _kmeans_assign(metric: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (_logits(0, 9, 5), _logits(1, 4, 5)), {"metric": metric}
+
+
+def _pq_encode(centroids: int, eta: float) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    x, directions = _logits(0, 9, 7), torch.nn.functional.normalize(_logits(1, 9, 7), dim=1)
+    return (x, _logits(2, 3, centroids, 3), None if eta == 1 else directions, eta), {"rounds": 5}
+
+
+def _codes(n: int, parts: int, bits: int) -> Tensor:
+    g = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 1 << bits, (n, parts), generator=g, dtype=torch.uint8)
+    packed: Tensor = torch.ops.tamis._pq_pack(codes, bits)
+    return packed
+
+
+def _pq_scan(bits: int, lookup: str, allowed: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    lut, who = _logits(0, 3, 4, 1 << bits), torch.arange(70) % 3 == 0
+    return (lut, _codes(70, 4, bits), 70, 5, lookup, who if allowed else None), {}
+
+
+def _rerank(metric: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    candidates = torch.tensor([[3, -1, 0, 3], [1, 2, 4, 0]])
+    return (_logits(0, 2, 5), candidates, _logits(1, 6, 5), 3, metric), {}
+
+
+def _ivf_search(bits: int, l2: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Two lists, of 30 vectors and of 10."""
+    x, parts = _logits(1, 40, 6), 4
+    half_norms, constants = (x.square().sum(1) / 2, _logits(2, 2, 1 << bits)) if l2 else (None, None)
+    lists = {
+        "centroids": torch.full((1, 2, 64), 130, dtype=torch.uint8),
+        "centroid_scale": 0.01,
+        "order_bias": torch.tensor([0.1, 0.2]),
+        "score_bias": torch.zeros(2),
+        "start": torch.tensor([0, 30, 40]),
+        "block": torch.tensor([0, 1, 2]),
+        "codebooks": _logits(3, 2 if l2 else 4, 3 if l2 else 2, 1 << bits),
+        "constants": constants,
+        "codes": _codes(64 if bits == 4 else 128, parts, bits),
+        "bytes": torch.randint(0, 255, (40, 64), generator=torch.Generator().manual_seed(1), dtype=torch.uint8),
+        "byte_scale": 0.01,
+        "half_norms": half_norms,
+        "exact": x,
+        "ids": None if l2 else torch.arange(40).flip(0),
+    }
+    return (_logits(0, 3, 6), 4, 2, 20, *lists.values(), "u16", torch.arange(40) % 5 != 0), {}
+
+
 def op_examples() -> dict[str, list[Example]]:
     """{op name: [callable, ...]} for every public op and no other.
 
@@ -190,6 +239,12 @@ def op_examples() -> dict[str, list[Example]]:
     it is smooth.
     """
     return {
+        "kmeans_assign": [partial(_kmeans_assign, metric) for metric in ("l2", "ip")],
+        "pq_lut": [lambda: ((_logits(0, 3, 7), _logits(1, 4, 16, 2)), {})],
+        "pq_scan": [partial(_pq_scan, bits, name, name == "s8") for bits in (4, 6) for name in ("s8", "u16")],
+        "rerank": [partial(_rerank, metric) for metric in ("ip", "l2")],
+        "ivf_search": [partial(_ivf_search, bits, l2) for bits in (4, 6) for l2 in (False, True)],
+        "pq_encode": [partial(_pq_encode, centroids, eta) for centroids, eta in ((4, 1.0), (16, 4.0), (20, 4.0))],
         "deviation_stats": [_deviation_stats, _deviation_stats_every_option],
         "disagreement": [partial(_disagreement, kind) for kind in KINDS],
         "linear_cross_entropy": [partial(_linear_cross_entropy, reduction) for reduction in ("mean", "none")],

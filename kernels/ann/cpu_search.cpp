@@ -1,0 +1,427 @@
+// Search of an index: lists whose centroids are near, their codes, then the vectors of the best.
+// Floor, a query: the centroids' bytes; the codes of its lists, which the queries of a batch share; a lookup and an
+// addition a code, one instruction each for as many codes as a register has bytes; `rerank` rows of bytes and about
+// 1.5 k of the exact vectors, each a miss of the caches.
+#include "rerank.h"
+#include "scan.h"
+
+namespace tamis::TAMIS_ISA {
+namespace {
+
+constexpr int64_t kTile = 128;  // queries that walk the lists together
+constexpr int64_t kStep = 64;   // bytes of a row of bytes are a multiple of it
+
+int64_t padded(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// What is read again exactly, of candidates whose bytes were compared.
+int64_t finalists(int64_t k) { return k + k / 2 + 1; }
+
+enum Start { kShare, kAll, kLowest };  // see begin_query
+
+struct Query {
+  Collector to;
+  Table table;
+  const float* x;
+  int8_t* bytes;  // [d to kStep]: round(x / scale)
+  float scale;
+  int32_t sum;  // of bytes
+  Start start;
+  int64_t lists;
+  int32_t *list, *add;  // [lists]; the best first
+};
+
+// Parts of one allocation, in order.
+struct Arena {
+  char* at;
+  template <class T>
+  T* take(int64_t count) {
+    T* const taken = reinterpret_cast<T*>(at);
+    at += padded(count * (int64_t)sizeof(T), 64);
+    return taken;
+  }
+};
+
+struct Space {
+  Query* queries;          // [tile]
+  float *scores, *keys;    // [kMostQueries, leaves to 16]
+  float* lut;              // [parts, centroids]
+  int32_t *head, *asking;  // [leaves + 1]; [tile * leaves]: which query, and what it adds
+  int32_t* adds;
+
+  Space(Arena arena, const Search& op, int64_t tile) {
+    const Ivf& ivf = *op.index;
+    const int64_t all = padded(ivf.leaves, 16), lists = least(op.leaves, ivf.leaves);
+    const int64_t capacity = 2 * op.rerank + 256;
+    queries = arena.take<Query>(tile);
+    scores = arena.take<float>(kMostQueries * all), keys = arena.take<float>(kMostQueries * all);
+    lut = arena.take<float>(ivf.codes.parts << ivf.codes.bits);
+    head = arena.take<int32_t>(ivf.leaves + 1);
+    asking = arena.take<int32_t>(tile * lists), adds = arena.take<int32_t>(tile * lists);
+    for (int64_t i = 0; i < tile; ++i) {
+      Query q;
+      q.to.found = arena.take<Candidate>(capacity), q.to.capacity = capacity;
+      q.table.entries = arena.take<uint8_t>(table_bytes(ivf.codes.bits, ivf.codes.parts));
+      q.bytes = arena.take<int8_t>(padded(ivf.d, kStep));
+      q.list = arena.take<int32_t>(lists), q.add = arena.take<int32_t>(lists);
+      if (queries) queries[i] = q;  // null where only the size is asked for
+    }
+    end = arena.at;
+  }
+  char* end;
+};
+
+int64_t tile_of(int64_t queries) { return least(queries, kTile); }
+
+int64_t scratch_bytes(const Search& op, int64_t queries) {
+  return Space(Arena{nullptr}, op, tile_of(queries)).end - (char*)nullptr;
+}
+
+void quantize(const Ivf& ivf, Query& q) {
+  F32 most = F32{} + 1e-30f;
+  int64_t i = 0;
+  for (; i + TAMIS_LANES <= ivf.d; i += TAMIS_LANES) {
+    const F32 x = load(q.x + i);
+    most = max(max(x, -x), most);
+  }
+  if (i < ivf.d) {
+    const F32 x = load_tail(q.x + i, ivf.d - i, 0);
+    most = max(max(x, -x), most);
+  }
+  q.scale = reduce_max(most) / 127;
+  const float by = 1 / q.scale;
+  I32 sum = {};
+  memset(q.bytes, 0, padded(ivf.d, kStep));
+  for (i = 0; i < ivf.d; i += TAMIS_LANES) {
+    const int64_t left = ivf.d - i;
+    const I32 x = rounded((left < TAMIS_LANES ? load_tail(q.x + i, left, 0) : load(q.x + i)) * by);
+    sum += x;
+    store_bytes(reinterpret_cast<uint8_t*>(q.bytes + i), x);
+  }
+  q.sum = reduce_add(sum);
+}
+
+template <Lookup kLookup>
+void tabulate(const Ivf& ivf, Query& q, float* lut) {
+  const int64_t parts = ivf.codes.parts - ivf.extra, centroids = int64_t{1} << ivf.codes.bits;
+  const int64_t width = (ivf.d + parts - 1) / parts;
+  for (int64_t p = 0; p < parts; ++p) {
+    const int64_t begin = cut(ivf.d, parts, p), end = cut(ivf.d, parts, p + 1);
+    const float* const of = ivf.codebooks + p * width * centroids;
+    for (int64_t c = 0; c < centroids; c += TAMIS_LANES) {
+      F32 dot = {};
+      for (int64_t i = begin; i < end; ++i) dot += q.x[i] * load(of + (i - begin) * centroids + c);
+      store(lut + p * centroids + c, dot);
+    }
+  }
+  if (ivf.extra) memcpy(lut + parts * centroids, ivf.constants, ivf.extra * centroids * sizeof *lut);
+  q.table = make_table<kLookup>(lut, ivf.codes.parts, centroids, const_cast<uint8_t*>(q.table.entries));
+}
+
+// Each list's q.c, of kQueries queries at once.
+template <int kQueries>
+void score_lists(const Ivf& ivf, Query* const* queries, float* scores) {
+  const int64_t steps = (ivf.d + 3) / 4, all = padded(ivf.leaves, 16);
+  for (int64_t first = 0; first < all; first += TAMIS_LANES) {
+    const uint8_t* const c = ivf.centroids + first / 16 * steps * 64 + first % 16 * 4;
+    I32 sum[kQueries] = {};
+    for (int64_t step = 0; step < steps; ++step) {
+      const U8 row = load_bytes(c + step * 64);
+#pragma GCC unroll 4
+      for (int q = 0; q < kQueries; ++q) {
+        int32_t four;
+        memcpy(&four, queries[q]->bytes + step * 4, 4);
+        sum[q] = dot4(sum[q], row, (S8)(I32{} + four));
+      }
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < kQueries; ++q) {
+      const float by = ivf.centroid_scale * queries[q]->scale;
+      store(scores + q * all + first, __builtin_convertvector(sum[q] - 128 * queries[q]->sum, F32) * by);
+    }
+  }
+}
+
+int64_t count_above(const float* keys, int64_t n, float than) {
+  I32 count = {};
+  for (int64_t i = 0; i < n; i += TAMIS_LANES) count -= load(keys + i) >= than;
+  return reduce_add(count);
+}
+
+// The lists of a query, by the largest q.c less their bias; the best first, the others ascending.
+void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores, float* keys) {
+  const int64_t all = padded(ivf.leaves, 16);
+  F32 low = F32{} + kInf, high = F32{} - kInf;
+  for (int64_t i = 0; i < all; i += TAMIS_LANES) {
+    const int64_t left = ivf.leaves - i;
+    F32 bias = F32{} + kInf;
+    if (left >= TAMIS_LANES)
+      bias = load(ivf.order_bias + i);
+    else if (left > 0)
+      bias = load_tail(ivf.order_bias + i, left, kInf);
+    const F32 key = load(scores + i) - bias;
+    store(keys + i, key);
+    low = min(key > -kInf ? key : low, low), high = max(key, high);
+  }
+  // Between `from`, which enough reach, and `to`, which too few do.
+  float from = -reduce_max(-low), to = reduce_max(high);
+  const float best = to;
+  to = nextafterf(to, kInf);
+  for (int i = 0; i < 40 && wanted < ivf.leaves; ++i) {
+    const float middle = from + (to - from) / 2;
+    if (!(middle > from && middle < to)) break;
+    const int64_t count = count_above(keys, all, middle);
+    (count >= wanted ? from : to) = middle;
+    if (count == wanted) break;
+  }
+  int64_t above = wanted < ivf.leaves ? count_above(keys, all, to) : ivf.leaves;
+  q.lists = 0;
+  int64_t first = -1;
+  for (int64_t i = 0; i < all; i += TAMIS_LANES) {
+    const F32 key = load(keys + i);
+    for (uint64_t found = bits_of((I32)(key >= from)); found; found &= found - 1) {
+      const int64_t list = i + __builtin_ctzll(found);
+      if (list >= ivf.leaves || q.lists == wanted) break;
+      if (keys[list] < to && above >= wanted && wanted < ivf.leaves) continue;  // of equal ones the first
+      above += keys[list] < to;
+      if (keys[list] == best && first < 0) first = q.lists;
+      q.list[q.lists++] = (int32_t)list;
+    }
+  }
+  if (first < 0) first = 0;
+  const int32_t front = q.list[first];  // the others keep their order
+  memmove(q.list + 1, q.list, first * sizeof *q.list);
+  q.list[0] = front;
+  const float base = scores[front] + ivf.score_bias[front];
+  q.table.offset += base;
+  for (int64_t i = 0; i < q.lists; ++i) {
+    const int32_t list = q.list[i];
+    const float add = (scores[list] + ivf.score_bias[list] - base) * q.table.scale;
+    q.add[i] = (int32_t)clamped(rintf(add), -1e9f, 1e9f);
+  }
+}
+
+Run run_of(const Ivf& ivf, int64_t list, int64_t next) {
+  const int64_t bytes = block_bytes(ivf.codes.bits, ivf.codes.parts);
+  const auto blocks = [&](int64_t of) { return ivf.codes.blocks + ivf.block[of] * bytes; };
+  return {blocks(list), bytes, ivf.start[list + 1] - ivf.start[list], ivf.start[list], blocks(next)};
+}
+
+// The best list's scores say where the threshold starts: at what a share of `rerank` of them reaches. Where half of
+// `rerank` does not come of it, nor k, the lists are walked again, from what as many as `rerank` reach; from the lowest
+// score of any list where the best has not so many, or all have not.
+constexpr float kOfBest = 0.45f;
+
+template <class Layout, Lookup kLookup>
+void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allowed, Start from) {
+  int64_t there = 0;
+  for (int64_t i = 0; i < q.lists && there <= rerank; ++i) there += ivf.start[q.list[i] + 1] - ivf.start[q.list[i]];
+  if (there <= rerank) from = kLowest;
+  q.start = from;
+  using V = Value<kLookup>;
+  constexpr int kShift = kLookup == Lookup::s8 ? 0 : 8;
+  const Run run = run_of(ivf, q.list[0], q.list[0]);
+  uint32_t bins[256] = {};
+  const int8_t bias = 0;
+  const float share = from == kShare && q.lists > 1 ? kOfBest : 1;
+  const int64_t wanted = (int64_t)(share * rerank) + 1;
+  int bin = 0;
+  if (from != kLowest) {
+    alignas(64) V values[1][kBlock];
+    for (int64_t first = 0; first < run.vectors; first += Layout::kVectors) {
+      Layout::template sums<1>(run.blocks + first / Layout::kVectors * run.bytes, ivf.codes.parts, &q.table.entries,
+                               &bias, values);
+      const uint64_t some = allowed ? bits_at(allowed, run.position + first) : ~uint64_t(0);
+      for (int64_t i = 0; i < least(run.vectors - first, Layout::kVectors); ++i)
+        bins[kLookup == Lookup::s8 ? values[0][i] + 128 : values[0][i] >> kShift] += some >> i & 1;
+    }
+    int64_t count = 0;
+    for (bin = 255; bin > 0 && (count += bins[bin]) < wanted;) --bin;
+  }
+  const int32_t lowest = kLookup == Lookup::s8 ? -128 : 0;
+  int32_t threshold = q.add[0] + lowest + (bin << kShift);
+  if (from == kLowest)
+    for (int64_t i = 0; i < q.lists; ++i) threshold = (int32_t)least(threshold, q.add[i] + lowest);
+  q.to.start(rerank, threshold, kLookup == Lookup::s8 ? 0 : 5);
+}
+
+template <class Layout, Lookup kLookup>
+void scan_lists(const Ivf& ivf, Query& q, const uint64_t* allowed) {
+  for (int64_t i = 0; i < q.lists; ++i) {
+    const Asker asker = {&q.to, q.table.entries, q.add[i]};
+    if (Aim<kLookup>(asker).passes_none()) continue;
+    scan<Layout, kLookup, 1>(run_of(ivf, q.list[i], q.list[i + 1 < q.lists ? i + 1 : i]), ivf.codes.parts, &asker,
+                             allowed);
+  }
+}
+
+template <class Layout, Lookup kLookup>
+void scan_again(const Ivf& ivf, Query& q, int64_t k, int64_t rerank, const uint64_t* allowed) {
+  const int64_t enough = k > rerank / 2 ? k : rerank / 2;
+  constexpr Start kAgain[] = {kAll, kLowest};
+  for (const Start from : kAgain) {
+    if (q.to.size >= enough || q.start == kLowest) return;
+    begin_query<Layout, kLookup>(ivf, q, rerank, allowed, from);
+    scan_lists<Layout, kLookup>(ivf, q, allowed);
+  }
+}
+
+void fetch_candidates(const Ivf& ivf, Query& q) {
+  Collector& to = q.to;
+  int64_t left = 0;
+  for (int64_t i = 0; i < to.size; ++i)
+    if (to.found[i].score >= to.threshold) to.found[left++] = to.found[i];
+  to.size = left;
+  if (ivf.bytes.data)
+    for (int64_t i = 0; i < to.size; ++i)
+      prefetch(static_cast<const uint8_t*>(ivf.bytes.data) + to.found[i].position * ivf.bytes.stride,
+               padded(ivf.d, kStep));
+}
+
+int64_t exact_size(const Ivf& ivf) { return ivf.exact_dtype == f32 ? 4 : 2; }
+const char* exact_row(const Ivf& ivf, uint32_t position) {
+  return static_cast<const char*>(ivf.exact.data) + position * ivf.exact.stride * exact_size(ivf);
+}
+
+void compare_bytes(const Ivf& ivf, Query& q, int64_t k) {
+  Collector& to = q.to;
+  if (ivf.bytes.data) {
+    const float by = ivf.byte_scale * q.scale;
+    for (int64_t i = 0; i < to.size; ++i) {
+      const uint32_t position = to.found[i].position;
+      const uint8_t* const row = static_cast<const uint8_t*>(ivf.bytes.data) + position * ivf.bytes.stride;
+      const float dot = (float)(byte_dot(row, q.bytes, padded(ivf.d, kStep)) - 128 * q.sum) * by;
+      to.found[i].score = ordered(ivf.half_norms ? dot - ivf.half_norms[position] : dot);
+    }
+    const int64_t most = ivf.exact.data ? finalists(k) : k;
+    if (to.size > most) partition(to.found, to.size, most), to.size = most;
+  }
+  if (ivf.exact.data)
+    for (int64_t i = 0; i < to.size; ++i) prefetch(exact_row(ivf, to.found[i].position), ivf.d * exact_size(ivf));
+}
+
+void finish(const Search& op, Query& q, float* values, int64_t* positions) {
+  const Ivf& ivf = *op.index;
+  Collector& to = q.to;
+  const bool l2 = ivf.half_norms != nullptr;
+  if (ivf.exact.data) {
+    const auto of = ivf.exact_dtype == f32    ? exact_score_of<float>
+                    : ivf.exact_dtype == bf16 ? exact_score_of<BFloat16>
+                                              : exact_score_of<Float16>;
+    for (int64_t i = 0; i < to.size; ++i)
+      to.found[i].score = ordered(of(q.x, exact_row(ivf, to.found[i].position), ivf.d, l2));
+  }
+  if (to.size > op.k) partition(to.found, to.size, op.k), to.size = op.k;
+  sort(to.found, to.size);
+  float square = 0;  // of the query, where -|q - x|^2 is to be made of q.x - |x|^2 / 2
+  if (l2 && !ivf.exact.data)
+    for (int64_t i = 0; i < ivf.d; ++i) square += q.x[i] * q.x[i];
+  for (int64_t i = 0; i < op.k; ++i) {
+    if (i >= to.size) {
+      values[i] = l2 ? kInf : -kInf, positions[i] = -1;
+      continue;
+    }
+    float value = ivf.exact.data || ivf.bytes.data ? unordered(to.found[i].score)
+                                                   : (float)to.found[i].score / q.table.scale + q.table.offset;
+    if (l2) value = ivf.exact.data ? -value : max(square - 2 * value, 0.0f);
+    values[i] = value, positions[i] = to.found[i].position;
+  }
+}
+
+template <int kQueries>
+void prepare_lists(const Search& op, Query* const* queries, const Space& space) {
+  const Ivf& ivf = *op.index;
+  const int64_t all = padded(ivf.leaves, 16);
+  score_lists<kQueries>(ivf, queries, space.scores);
+  for (int q = 0; q < kQueries; ++q)
+    choose_lists(ivf, *queries[q], least(op.leaves, ivf.leaves), space.scores + q * all, space.keys);
+}
+
+template <class Layout, Lookup kLookup>
+void search_one(const Search& op, int64_t query, const Space& space) {
+  const Ivf& ivf = *op.index;
+  Query* const q = space.queries;
+  q->x = op.queries + query * ivf.d;
+  quantize(ivf, *q);
+  tabulate<kLookup>(ivf, *q, space.lut);
+  prepare_lists<1>(op, &q, space);
+  begin_query<Layout, kLookup>(ivf, *q, op.rerank, op.allowed, kShare);
+  scan_lists<Layout, kLookup>(ivf, *q, op.allowed);
+  scan_again<Layout, kLookup>(ivf, *q, op.k, op.rerank, op.allowed);
+  fetch_candidates(ivf, *q);
+  compare_bytes(ivf, *q, op.k);
+  finish(op, *q, op.values + query * op.k, op.positions + query * op.k);
+}
+
+template <class Layout, Lookup kLookup>
+void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space) {
+  const Ivf& ivf = *op.index;
+  Query* const queries = space.queries;
+  memset(space.head, 0, (ivf.leaves + 1) * sizeof *space.head);
+  for (int64_t i = 0; i < n; ++i) queries[i].x = op.queries + (begin + i) * ivf.d;
+  for (int64_t i = 0; i < n; i += kMostQueries) {
+    Query* some[kMostQueries];
+    for (int64_t j = 0; j < kMostQueries; ++j) {
+      some[j] = queries + least(i + j, n - 1);
+      if (i + j < n) quantize(ivf, *some[j]), tabulate<kLookup>(ivf, *some[j], space.lut);
+    }
+    if (n - i >= kMostQueries)
+      prepare_lists<kMostQueries>(op, some, space);
+    else
+      for (int64_t j = 0; j < n - i; ++j) prepare_lists<1>(op, some + j, space);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    if (i + 1 < n) {
+      const Run next = run_of(ivf, queries[i + 1].list[0], queries[i + 1].list[0]);
+      prefetch(next.blocks, (next.vectors + Layout::kVectors - 1) / Layout::kVectors * next.bytes);
+    }
+    Query& q = queries[i];
+    begin_query<Layout, kLookup>(ivf, q, op.rerank, op.allowed, kShare);
+    for (int64_t j = 0; j < q.lists; ++j) ++space.head[q.list[j] + 1];
+  }
+  for (int64_t l = 0; l < ivf.leaves; ++l) space.head[l + 1] += space.head[l];
+  for (int64_t i = 0; i < n; ++i)  // after this head[l] is where list l ends
+    for (int64_t j = 0; j < queries[i].lists; ++j) {
+      const int32_t at = space.head[queries[i].list[j]]++;
+      space.asking[at] = (int32_t)i, space.adds[at] = queries[i].add[j];
+    }
+  int32_t at = 0;
+  for (int64_t l = 0; l < ivf.leaves; ++l) {
+    Asker askers[kMostQueries];
+    int count = 0;
+    const Run run = run_of(ivf, l, l + 1 < ivf.leaves ? l + 1 : l);
+    for (; at < space.head[l]; ++at) {
+      Query& q = queries[space.asking[at]];
+      askers[count] = {&q.to, q.table.entries, space.adds[at]};
+      if (Aim<kLookup>(askers[count]).passes_none()) continue;
+      if (++count == kMostQueries)
+        scan_each<Layout, kLookup>(run, ivf.codes.parts, askers, count, op.allowed), count = 0;
+    }
+    scan_each<Layout, kLookup>(run, ivf.codes.parts, askers, count, op.allowed);
+  }
+  for (int64_t i = 0; i < n; ++i) scan_again<Layout, kLookup>(ivf, queries[i], op.k, op.rerank, op.allowed);
+  for (int64_t i = 0; i < n + 2; ++i) {  // each stage a query behind the one before, whose rows are on their way
+    if (i < n) fetch_candidates(ivf, queries[i]);
+    if (i >= 1 && i <= n) compare_bytes(ivf, queries[i - 1], op.k);
+    if (i >= 2) finish(op, queries[i - 2], op.values + (begin + i - 2) * op.k, op.positions + (begin + i - 2) * op.k);
+  }
+}
+
+template <class Layout, Lookup kLookup>
+void search(const Search& op, int64_t begin, int64_t end, void* scratch) {
+  const int64_t tile = tile_of(end - begin);
+  const Space space(Arena{static_cast<char*>(scratch)}, op, tile);
+  for (; begin < end; begin += tile) {
+    const int64_t n = least(end - begin, tile);
+    n == 1 ? search_one<Layout, kLookup>(op, begin, space) : search_tile<Layout, kLookup>(op, begin, n, space);
+  }
+}
+
+}  // namespace
+
+extern const AnnSearch search_kernels;
+const AnnSearch search_kernels = {
+    {{search<Four, Lookup::s8>, search<Four, Lookup::u16>}, {search<Six, Lookup::s8>, search<Six, Lookup::u16>}},
+    scratch_bytes};
+
+}  // namespace tamis::TAMIS_ISA

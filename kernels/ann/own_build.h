@@ -1,0 +1,11 @@
+// What the files that build an index fill in of their table.
+#pragma once
+#include "encode.h"
+
+namespace tamis::TAMIS_ISA {
+
+extern const Tables<Centroids> assign_tables[2];
+extern int64_t (*const assign_scratch_bytes[2])(const Centroids& centroids);
+extern const RowKernel<Assign> assign_kernels[kDtypes];
+
+}  // namespace tamis::TAMIS_ISA

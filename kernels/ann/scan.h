@@ -1,0 +1,154 @@
+// Queries over runs of blocks: what a query's codebooks give becomes a table of bytes, and what passes its threshold a
+// candidate.
+#pragma once
+#include "collect.h"
+#include "sums.h"
+
+namespace tamis::TAMIS_ISA {
+
+// A vector's score is about (sum of its entries + what its list adds) / scale + offset.
+struct Table {
+  const uint8_t* entries;  // [parts, centroids], zeros to a multiple of 64
+  float scale, offset;
+};
+inline int64_t table_bytes(int bits, int64_t parts) { return ((parts << bits) + 63) & -64; }
+
+// Of signed bytes: so that the scores of a query spread by so many. A threshold this far above a list's mean is put at
+// kHigh by what sums start from, and one that is further away passes nobody.
+inline constexpr float kSpread = 28;
+inline constexpr int kHigh = 80;
+
+template <class V>
+inline V clamped(V x, V low, V high) {
+  return x < low ? low : x > high ? high : x;
+}
+
+inline void store_bytes(uint8_t* to, I32 x) {
+  const I8 bytes = __builtin_convertvector(x, I8);
+  memcpy(to, &bytes, sizeof bytes);
+}
+
+template <Lookup kLookup>
+Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* out) {
+  constexpr bool kSigned = kLookup == Lookup::s8;
+  float spread = 0, offset = 0;
+  for (int64_t p = 0; p < parts; ++p) {
+    const float* const of = lut + p * centroids;
+    F32 sum = {}, squares = {}, low = F32{} + kInf, high = F32{} - kInf;
+    for (int64_t i = 0; i < centroids; i += TAMIS_LANES) {
+      const F32 x = load(of + i);
+      sum += x, squares += x * x, low = min(x, low), high = max(x, high);
+    }
+    if (kSigned) {
+      const float mean = reduce_add(sum) / centroids;
+      offset += mean;
+      spread += reduce_add(squares) / centroids - mean * mean;
+    } else {
+      const float least = -reduce_max(-low), span = reduce_max(high) - least;
+      offset += least;
+      spread = span > spread ? span : spread;
+    }
+  }
+  const float scale = spread > 0 ? (kSigned ? kSpread / sqrtf(spread) : 255 / spread) : 1;
+  for (int64_t p = 0; p < parts; ++p) {
+    const float* const of = lut + p * centroids;
+    F32 sum = {}, low = F32{} + kInf;
+    for (int64_t i = 0; i < centroids; i += TAMIS_LANES) sum += load(of + i), low = min(load(of + i), low);
+    const float from = kSigned ? reduce_add(sum) / centroids : -reduce_max(-low);
+    for (int64_t i = 0; i < centroids; i += TAMIS_LANES) {
+      const I32 entry = rounded((load(of + i) - from) * scale);
+      const int32_t least = kSigned ? -127 : 0, most = kSigned ? 127 : 255;
+      const I32 raised = entry < least ? I32{} + least : entry;
+      store_bytes(out + p * centroids + i, raised > most ? I32{} + most : raised);
+    }
+  }
+  memset(out + parts * centroids, 0, -(parts * centroids) & 63);
+  return {out, scale, offset};
+}
+
+struct Run {  // of a list's blocks, whose first vector is at `position`
+  const uint8_t* blocks;
+  int64_t bytes, vectors, position;  // bytes: of a block
+  const uint8_t* next;               // blocks that are read after these
+};
+
+inline constexpr int64_t kAhead = 2;  // blocks
+
+inline void prefetch(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
+struct Asker {
+  Collector* to;
+  const uint8_t* table;
+  int32_t add;  // to every score of this list
+};
+
+template <Lookup kLookup>
+struct Aim {  // what a query's sums start from, and what they must exceed
+  static constexpr int kLeast = kLookup == Lookup::s8 ? -128 : 0, kMost = kLookup == Lookup::s8 ? 127 : 65535;
+  int bias = 0, than = kMost;
+
+  Aim() = default;
+  explicit Aim(const Asker& q) {
+    const int64_t apart = (int64_t)q.to->threshold - q.add;
+    if (kLookup == Lookup::s8 && apart > kHigh) bias = (int)clamped<int64_t>(kHigh - apart, kLeast, 0);
+    raise(q);
+  }
+  void raise(const Asker& q) {
+    than = (int)clamped<int64_t>((int64_t)q.to->threshold - q.add + bias - 1, kLeast - 1, kMost);
+  }
+  bool passes_none() const { return than == kMost; }
+  bool passes_all() const { return than < kLeast; }
+};
+
+inline uint64_t bits_at(const uint64_t* bits, int64_t at) {  // 64 of them; a word more than needed may be read
+  const int64_t word = at / 64, by = at % 64;
+  return by ? bits[word] >> by | bits[word + 1] << (64 - by) : bits[word];
+}
+
+inline constexpr int kMostQueries = 4;  // that share what is read of a block
+
+template <class Layout, Lookup kLookup, int kQueries>
+void scan(const Run& run, int64_t parts, const Asker* queries, const uint64_t* allowed) {
+  using V = Value<kLookup>;
+  constexpr int64_t kVectors = Layout::kVectors;
+  const uint8_t* tables[kQueries];
+  Aim<kLookup> aims[kQueries];
+  int8_t bias[kQueries];
+  for (int q = 0; q < kQueries; ++q)
+    tables[q] = queries[q].table, aims[q] = Aim<kLookup>(queries[q]), bias[q] = (int8_t)aims[q].bias;
+  alignas(64) V values[kQueries][kBlock];
+  const uint8_t* codes = run.blocks;
+  const int64_t blocks = (run.vectors + kVectors - 1) / kVectors;
+  for (int64_t block = 0; block < blocks; ++block, codes += run.bytes) {
+    const int64_t first = block * kVectors, over = block + kAhead - blocks;
+    prefetch(over < 0 ? codes + kAhead * run.bytes : run.next + over * run.bytes, run.bytes);
+    const int64_t left = run.vectors - first;
+    uint64_t counts = left < 64 ? (uint64_t(1) << left) - 1 : ~uint64_t(0);
+    if (kVectors == 32) counts &= 0xffffffff;
+    if (allowed) counts &= bits_at(allowed, run.position + first);
+    if (!counts) continue;
+    Layout::template sums<kQueries>(codes, parts, tables, bias, values);
+    for (int q = 0; q < kQueries; ++q) {
+      uint64_t found = (aims[q].passes_all() ? ~uint64_t(0) : above<Layout>(values[q], aims[q].than)) & counts;
+      if (__builtin_expect(!found, 1)) continue;
+      const int32_t add = queries[q].add - aims[q].bias;
+      for (; found; found &= found - 1) {
+        const int i = __builtin_ctzll(found);
+        queries[q].to->add(values[q][i] + add, (uint32_t)(run.position + first + i));
+      }
+      aims[q].raise(queries[q]);
+    }
+  }
+}
+
+template <class Layout, Lookup kLookup>
+void scan_each(const Run& run, int64_t parts, const Asker* queries, int count, const uint64_t* allowed) {
+  for (; count >= 4; count -= 4, queries += 4) scan<Layout, kLookup, 4>(run, parts, queries, allowed);
+  if (count == 3) scan<Layout, kLookup, 3>(run, parts, queries, allowed);
+  if (count == 2) scan<Layout, kLookup, 2>(run, parts, queries, allowed);
+  if (count == 1) scan<Layout, kLookup, 1>(run, parts, queries, allowed);
+}
+
+}  // namespace tamis::TAMIS_ISA

@@ -1,0 +1,130 @@
+"""A quantized index for nearest neighbours: an nn.Module whose buffers are what its kernels read."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..common.checks import check_dense, check_integer, fail
+from . import store
+from .ops import EXACT, SearchResult
+from .spec import Tuning
+
+METRICS = ("ip", "l2", "cosine")
+Array = Tensor | np.ndarray[Any, Any]
+# By position, that is list by list: rows, and of each the caller's id, bytes, half norm and exact vector.
+BUFFERS = (
+    "centroids", "order_bias", "score_bias", "start", "block", "codebooks", "constants", "codes", "bytes", "half_norms",
+    "exact", "rows", "ids",
+)  # fmt: skip
+
+
+class Index(nn.Module):
+    """Vectors in lists by their nearest centroid, as 4 or 6 bits for some dimensions of what lies between (2301.01702,
+    section 2; ScaNN's anisotropic loss), and their bytes and numbers to compare the best with.
+
+    Made by `Index.build` or `Index.load`. Any number of threads may search it. It holds its vectors.
+    """
+
+    rows: Tensor
+    start: Tensor
+    ids: Tensor | None
+
+    def __init__(self, parts: dict[str, Any], *, metric: str, spec: str, tuning: Tuning) -> None:
+        super().__init__()
+        for name in BUFFERS:
+            self.register_buffer(name, parts[name])
+        self.d, self.metric, self.spec, self.tuning = int(parts["d"]), metric, spec, tuning
+        self.centroid_scale, self.byte_scale = float(parts["centroid_scale"]), float(parts["byte_scale"])
+
+    @classmethod
+    def build(
+        cls, vectors: Array, *, metric: str = "ip", spec: str | None = None, ids: Array | None = None, seed: int = 0,
+        progress: bool = False,
+    ) -> "Index":  # fmt: skip
+        """An index of vectors.
+
+        Args:
+            vectors: [n, d], float32, bfloat16 or float16, finite; a memory-mapped array is read in pieces.
+            metric: "ip", the inner product; "cosine", of vectors of length above 0; "l2", the squared distance.
+            spec: as Spec; None: by n, d and this machine's instruction set.
+            ids: int64 [n], different from each other and not negative: what a search returns instead of rows.
+            seed: of the samples that centroids are found from.
+            progress: show a bar.
+        Raises:
+            TypeError, ValueError: an argument.
+        """
+        from .build import build  # scikit-learn and the like are not needed to search
+
+        return cls(**build(vectors, metric, spec, ids, seed, progress))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def search(
+        self, queries: Array, k: int = 10, *, tuning: Tuning | None = None, filter: Array | None = None
+    ) -> SearchResult:
+        """The k nearest of each query, among the lists that the tuning says.
+
+        Args:
+            queries: [q, d] or [d], of vectors' dtypes, finite; numpy's give numpy's.
+            k: at least 1; where fewer are found the rest is -1.
+            tuning: None: the index's own.
+            filter: bool [n], which rows may be found, or int64, the ids that may.
+        Returns:
+            SearchResult: [q, k], or [k] of one query.
+        Raises:
+            TypeError, ValueError: an argument, before any work.
+        """
+        fn = "Index.search"
+        x = torch.from_numpy(queries) if isinstance(queries, np.ndarray) else check_dense(fn, "queries", queries)
+        one = x.dim() == 1
+        if x.dtype not in EXACT or x.dim() not in (1, 2) or x.shape[-1] != self.d:
+            fail(fn, "queries", f"[q, {self.d}] or [{self.d}], floats", f"{x.dtype} {list(x.shape)}")
+        if x.device != self.start.device:
+            fail(fn, "queries", f"device {self.start.device}", x.device)
+        x = (x.unsqueeze(0) if one else x).to(torch.float32).contiguous()
+        if not bool(x.isfinite().all()):
+            fail(fn, "queries", "finite numbers", "inf or NaN")
+        if self.metric == "cosine":
+            x = torch.nn.functional.normalize(x)
+        if check_integer(fn, "k", k) < 1:
+            fail(fn, "k", "at least 1", k)
+        how = self.tuning if tuning is None else tuning
+        found = torch.ops.tamis.ivf_search(
+            x, k, how.leaves, how.rerank, self.centroids, self.centroid_scale, self.order_bias, self.score_bias,
+            self.start, self.block, self.codebooks, self.constants, self.codes, self.bytes, self.byte_scale,
+            self.half_norms, self.exact, self.rows if self.ids is None else self.ids, how.lookup, self._allowed(filter),
+        )  # fmt: skip
+        result = [t[0] if one else t for t in found]
+        return SearchResult(*(t.numpy() if isinstance(queries, np.ndarray) else t for t in result))
+
+    def _allowed(self, filter: Array | None) -> Tensor | None:
+        if filter is None:
+            return None
+        fn = "Index.search"
+        given = torch.from_numpy(filter) if isinstance(filter, np.ndarray) else check_dense(fn, "filter", filter)
+        given = given.to(self.rows.device)
+        if given.dtype == torch.bool:
+            if given.shape != (len(self),):
+                fail(fn, "filter", f"bool [{len(self)}]", list(given.shape))
+            return given[self.rows]
+        if given.dtype != torch.int64 or given.dim() != 1:
+            fail(fn, "filter", "bool [n], or int64 ids", f"{given.dtype} {list(given.shape)}")
+        return torch.isin(self.rows if self.ids is None else self.ids, given)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """To one file, safetensors with a header and a checksum: whole, or as it was before."""
+        store.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False) -> "Index":
+        """What save wrote, checked against its checksum; with mmap it is not, and the file is read as searches need it.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not an index, truncated, changed, or of a newer layout.
+        """
+        return cls(**store.load(path, BUFFERS, mmap))

@@ -1,0 +1,80 @@
+"""An index in a file: safetensors, whose header says what it is and sums up its bytes."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..common.checks import fail
+from .spec import Tuning
+
+if TYPE_CHECKING:
+    from .index import Index
+
+VERSION = 1  # of the layout; a file says which it needs
+KEY = "tamis.ann.Index"
+_CHUNK = 1 << 24
+
+
+def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    """Of all bytes, and of what is said about them."""
+    sums = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sums.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        flat = tensor.contiguous().view(-1).view(torch.uint8) if tensor.numel() else torch.empty(0, dtype=torch.uint8)
+        for piece in flat.split(_CHUNK):
+            sums.update(memoryview(piece.numpy()))
+    return sums.hexdigest()
+
+
+def save(index: "Index", path: str | os.PathLike[str]) -> None:
+    """All or nothing: a file that was there stays until the new one is whole."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in index.named_buffers() if t is not None}
+    about = {
+        "version": VERSION, "d": index.d, "metric": index.metric, "spec": index.spec,
+        "tuning": {"leaves": index.tuning.leaves, "rerank": index.tuning.rerank, "lookup": index.tuning.lookup},
+        "centroid_scale": index.centroid_scale, "byte_scale": index.byte_scale,
+    }  # fmt: skip
+    about["checksum"] = _digest(tensors, about)
+    place = Path(path).resolve()
+    part = place.with_name(f"{place.name}.{os.getpid()}.part")
+    try:
+        save_file(tensors, part, {KEY: json.dumps(about)})
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str], names: tuple[str, ...], mmap: bool) -> dict[str, Any]:
+    """Index's arguments. With mmap the file stays where it is and pages come as they are read, unchecked."""
+    fn = "Index.load"
+    place = Path(path)
+    if not place.is_file():
+        raise FileNotFoundError(f"tamis.{fn}: path: expected a file, got {place}")
+    try:
+        with safe_open(place, "pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:  # safetensors has its own, and the operating system's
+        fail(fn, "path", "an index that was saved whole", f"{place}: {error}")
+    try:
+        about = json.loads(text or "")
+        version, checksum = int(about["version"]), str(about.pop("checksum"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        fail(fn, "path", "an index of tamis", f"{place}, which has no such header")
+    if version > VERSION:
+        fail(fn, "path", f"a file of layout {VERSION} or before", f"{version}: a newer tamis wrote it")
+    if not mmap:
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        if _digest(tensors, about) != checksum:
+            fail(fn, "path", "the bytes that were saved", f"{place}, whose checksum differs")
+    parts: dict[str, Any] = {name: tensors.get(name) for name in names}
+    parts |= {name: about[name] for name in ("d", "centroid_scale", "byte_scale")}
+    return {"parts": parts, "metric": about["metric"], "spec": about["spec"], "tuning": Tuning(**about["tuning"])}
