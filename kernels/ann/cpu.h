@@ -9,8 +9,8 @@ namespace tamis {
 // are the vectors 0 to 15 and whose high halves 16 to 31; parts even. 6 bits, 64 centroids: blocks of 64 vectors, 192
 // bytes for four parts: three times 64 bytes, the low six bits of byte v being vector v's code of the first, second,
 // third part, and the high two bits, lowest first, those of the fourth; parts a multiple of 4.
-inline int64_t block_vectors(int bits) { return bits == 4 ? 32 : 64; }
-inline int64_t block_bytes(int bits, int64_t parts) { return bits == 4 ? parts * 16 : parts * 48; }
+static inline int64_t block_vectors(int bits) { return bits == 4 ? 32 : 64; }
+static inline int64_t block_bytes(int bits, int64_t parts) { return bits == 4 ? parts * 16 : parts * 48; }
 inline constexpr int64_t kCodesSlack = 64;  // bytes after the last block that a kernel may read
 
 struct Pack {            // blocks begin..end

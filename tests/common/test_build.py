@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import simde_py
 import tamis
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(tamis.__file__).parent
 LANES = {"v2": 4, "v4": 16}
+SIMDE = Path(simde_py.__file__).parent / "simde"
 # What a shipped library may take from outside: torch's C shims, the C and C++ runtimes, and the dynamic linker's own.
 ALLOWED = re.compile(
     r"^(aoti_torch_\w+|torch_\w+|cuda\w*"
@@ -26,7 +28,15 @@ ALLOWED = re.compile(
 def test_kernels_share_no_weak_symbol(source, isa, tmp_path):
     """Of one weak symbol in two ISAs the linker keeps either: AVX-512 code would reach every machine. -O0 inlines
     nothing, as a sanitizer's build: what is weak shows."""
-    flags = ["-O0", f"-march=x86-64-{isa}", f"-DTAMIS_ISA={isa}", f"-DTAMIS_LANES={LANES[isa]}", "-Wno-psabi"]
+    flags = [
+        "-O0",
+        "-isystem",
+        SIMDE,
+        f"-march=x86-64-{isa}",
+        f"-DTAMIS_ISA={isa}",
+        f"-DTAMIS_LANES={LANES[isa]}",
+        "-Wno-psabi",
+    ]
     subprocess.run(["g++", "-std=c++17", *flags, "-c", source, "-o", tmp_path / "cpu.o"], check=True)
     symbols = subprocess.run(["nm", "-C", tmp_path / "cpu.o"], check=True, capture_output=True, text=True).stdout
     weak = [line for line in symbols.splitlines() if line[17:18] in "WwVvu"]
