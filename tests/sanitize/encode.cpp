@@ -176,7 +176,7 @@ void check_all(Dtype dtype) {
     for (Shape s : {Shape{1, 1, 2}, Shape{7, 3, 16}, Shape{16, 16, 17}, Shape{20, 9, 33}, Shape{23, 6, 64},
                     Shape{19, 3, 5}, Shape{34, 17, 16}, Shape{100, 33, 20}, Shape{9, 2, 256}})
       for (double eta : {1.0, 4.0})
-        for (int64_t rounds : {int64_t(10), int64_t(eta > 1), int64_t(2), int64_t(3)})
+        for (int64_t rounds : {int64_t(10), int64_t(eta > 1), int64_t(3), int64_t(4)})
           if ((rounds == 10 || (eta > 1 && n == 33)) && (n < 100 || s.centroids < 50))
             check_encode<R>(dtype, n, s.d, s.parts, s.centroids, eta, rounds, n % 3 * 5);
   check_encode<R>(dtype, 2500, 6, 3, 4, 3.0, 10, 1);  // more than a block
