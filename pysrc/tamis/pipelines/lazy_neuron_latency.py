@@ -32,7 +32,7 @@ def latency(settings: Latency, seed: int) -> Record:
     """Seconds of one MLP: `sparse`, and dense by torch (`torch`) and by this library's own product of a vector and a
     matrix (`own`); medians over the repeats."""
     words = [sys.executable, "-m", __name__, json.dumps([asdict(settings), seed])]
-    found: Record = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+    found: Record = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return found
 
 

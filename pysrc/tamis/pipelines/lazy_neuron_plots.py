@@ -190,7 +190,7 @@ def topk(axes: Any, results: Results) -> None:
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="accuracy of top-k (25%) less that of dense, points")
-    axes.set_title("Top-k against dense; corrupted: mean of three kinds of noise", fontsize=11)
+    axes.set_title("Top-k against dense, trained alike", fontsize=11)
     _bare(axes)
 
 
