@@ -44,11 +44,12 @@ TINY = Settings(
         steps=4,
         two_layer_steps=12,
         random_widths=(24, 32),
+        random_transformer=True,
         other_rates=(1e-3,),
         counted=60,
         glance=30,
     ),
-    topk=TopK(sets=SETS, width=24, ks=(6, 2), steps=6, transformer_steps=3),
+    topk=TopK(sets=SETS, width=24, ks=(6, 2), steps=6, transformer_noises=(0.0, 0.4), transformer_steps=3),
     speed=Speed(
         d=16,
         d_ff=64,
@@ -178,6 +179,8 @@ def test_the_settings_of_the_claims_are_those_of_both_modes() -> None:
         assert (settings.units, settings.draws) == (512, 2000)
         assert (settings.latency.d, settings.latency.units) == (1024, 4096)
     assert PIPELINE.full_seeds >= 5
+    ours = {part.name for part in PIPELINE.parts(PIPELINE.quick)}
+    assert ours - {part.name.replace("fashion-mnist", "mnist-5k") for part in PIPELINE.parts(FULL)} == set()
 
 
 def test_interrupted_and_resumed_it_is_the_same(run: runner.Reproduction, tmp_path: Path) -> None:

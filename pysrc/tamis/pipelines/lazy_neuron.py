@@ -95,7 +95,8 @@ def parts(settings: Settings) -> list[Part]:
     for name in images.sets:
         found |= {claims.images(kind, name): _classifier(kind, name) for kind in ("vit", "mixer", "mlp")}
     found |= {claims.images("mlp", name): _classifier("mlp", name) for name in images.beside}
-    found["vit-random-labels"] = _classifier("vit", next(iter(images.sets)), RANDOM_LABELS)
+    if images.random_transformer:
+        found["vit-random-labels"] = _classifier("vit", next(iter(images.sets)), RANDOM_LABELS)
     for width in images.random_widths:
         found |= {claims.random(kind, width): _random(width, fresh) for kind, fresh in claims.RANDOM.items()}
     if images.other_rates:
@@ -124,9 +125,13 @@ FULL = Settings(
         sets={"mnist-5k": (4000, 1000), "fashion-mnist": (60_000, 10_000)},
         steps=1000,
         random_widths=(256, 1024),
+        random_transformer=True,
         other_rates=(1e-3, 1e-2),
     ),
-    topk=TopK(sets={"digits": (1297, 500), "fashion-mnist": (10_000, 10_000)}),
+    topk=TopK(
+        sets={"digits": (1297, 500), "fashion-mnist": (10_000, 10_000)},
+        transformer_noises=(0.0, 0.4),
+    ),
     speed=Speed(steps=400),
     starts=1000,
 )

@@ -31,7 +31,7 @@ class Images:
         grid: patches a side.
         fresh_learning_rate: for infinite data; two_layer_learning_rate for the other two-layer runs; other_rates are
             tried beside it.
-        random_widths: of two-layer MLPs on what is random, the claims' first.
+        random_widths: of two-layer MLPs on what is random, the claims' first; random_transformer: a ViT, too.
         counted: examples in which zeros are counted at the end; glance: along the way.
     """
 
@@ -50,6 +50,7 @@ class Images:
     other_rates: tuple[float, ...] = ()
     fresh_learning_rate: float = 1e-2
     random_widths: tuple[int, ...] = (256,)
+    random_transformer: bool = False
     counted: int = 1000
     glance: int = 250
 
@@ -72,7 +73,7 @@ class TopK:
     steps: int = 1000
     batch: int = 128
     learning_rate: float = 1e-3
-    transformer_noises: tuple[float, ...] = (0.0, 0.4)
+    transformer_noises: tuple[float, ...] = (0.4,)
     transformer_steps: int = 300
 
 

@@ -37,7 +37,7 @@ class Speed:
     layers: int = 2
     context: int = 64
     batch: int = 8
-    steps: int = 200
+    steps: int = 150
     learning_rate: float = 1e-3
     ks: tuple[int, ...] = (1024, 512, 256, 128)
     trained_k: int = 256

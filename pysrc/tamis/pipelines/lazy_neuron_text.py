@@ -42,7 +42,7 @@ class Text:
     layers: int = 2
     deep: int = 4
     k: int = 16
-    sizes: tuple[int, ...] = (20_000,)
+    sizes: tuple[int, ...] = ()
     held: int = 16
     glance: int = 3
     span: int = 4
