@@ -88,11 +88,19 @@ def _dense(x: Tensor, w_up: Tensor, w_down: Tensor) -> Tensor:
     return F.linear(F.linear(x, w_up).relu(), w_down)
 
 
+def _ours(k: int, x: Tensor, w_up: Tensor, w_down: Tensor, *, impl: str = "auto") -> Tensor:
+    return topk_mlp(x, w_up, None, w_down, None, k, impl=impl)
+
+
+def _gathered(k: int, wrap: Callable[..., Route]) -> dict[str, Callable[[Layer], Route]]:
+    """Triton's sparse products also where the rule has others: what the rule is to be held against."""
+    return {"tamis triton": lambda layer: wrap(partial(_ours, k, impl="triton"), *layer)}
+
+
 def _layer_providers(k: int, wrap: Callable[..., Route]) -> dict[str, Callable[[Layer], Route]]:
     """wrap(layer's function, x, w_up, w_down); torch's own layout where torch multiplies."""
 
-    def ours(x: Tensor, w_up: Tensor, w_down: Tensor) -> Tensor:
-        return topk_mlp(x, w_up, None, w_down, None, k)
+    ours = partial(_ours, k)
 
     def torch_dense(layer: Layer) -> Route:
         x, w_up, w_down = layer
@@ -141,6 +149,7 @@ def _topk_mlp(tokens: int, dtype: str) -> Case:
         providers=providers,
         truth=lambda layer: (_masked(*(t.double() for t in layer), k=k),),
         read=width * (d_ff * d + tokens * (k + 1) * d),  # what is written is a thousandth of it
+        on_gpu=_gathered(k, _forward),
     )
 
 
@@ -157,6 +166,7 @@ def _training() -> Case:
         read=4 * (3 * tokens * d + 2 * d_ff * d),
         written=4 * (2 * tokens * d + 2 * d_ff * d),
         flops=2 * tokens * d * (d_ff + 5 * k),
+        on_gpu=_gathered(k, _step),
     )
 
 

@@ -1,8 +1,9 @@
-// What sparse_mlp_cuda.cpp calls and sparse_mlp.cu holds. No torch, and no CUDA but the stream's type.
+// What sparse_mlp*_cuda.cpp call and sparse_mlp*.cu hold. No torch, and no CUDA but the stream's type.
 #pragma once
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 #include "kernels/common/matrix.h"
+#include "kernels/sparse_mlp/activations.h"
 
 namespace tamis {
 
@@ -23,5 +24,41 @@ cudaError_t launch_topk(Dtype dtype, const void* x, int64_t rows, int64_t n, int
 // for more. sorted_* lie elsewhere than what they are made of.
 cudaError_t launch_topk_sort(Dtype dtype, const void* values, const int64_t* indices, int64_t rows, int64_t k,
                              void* sorted_values, int64_t* sorted_indices, cudaStream_t stream);
+
+// Of decoding, R the arithmetic's type: double for float64, else float.
+
+constexpr int64_t kDecodeTokens = 8;
+
+struct Projection {
+  const void* w;     // [d_ff, d], rows `stride` apart; null: no such matrix
+  int64_t stride;    //
+  const void* bias;  // [d_ff], or null
+};
+
+struct Project {
+  const void* x;      // [tokens, d]
+  int64_t tokens, d;  // 1 to kDecodeTokens
+  Projection up, gate;
+  int64_t d_ff;
+  Activation activation;  // kActivations: none
+  void* hidden;           // out: R [tokens, d_ff]
+  void* rank;             // out: its size, R [tokens, d_ff]; or null
+};
+
+// hidden = activation(x gate^T + bias) * (x up^T + bias), or without a gate activation(x up^T + bias).
+cudaError_t launch_project(Dtype dtype, const Project& op, cudaStream_t stream);
+
+struct GatherRows {
+  const void* hidden;    // R [tokens, d_ff]
+  const int64_t* index;  // [tokens, k] of 0 to d_ff - 1; null: all neurons, and k = d_ff
+  int64_t tokens, k, d_ff;
+  const void* w;  // [d_ff, columns], rows `stride` apart
+  int64_t stride, columns;
+  const void* bias;  // [columns], or null
+  void* out;         // [tokens, columns]
+};
+
+// out = the sum of hidden * w over a token's neurons, + bias. A row of w whose hidden value is 0 is not read.
+cudaError_t launch_gather_rows(Dtype dtype, const GatherRows& op, cudaStream_t stream);
 
 }  // namespace tamis

@@ -1,6 +1,7 @@
 // The sparse_mlp family's CPU kernels: tables per ISA, filled by the cpu_*.cpp, chosen by csrc/dispatch.cpp.
 #pragma once
 #include "../common/matrix.h"
+#include "activations.h"
 
 namespace tamis {
 
@@ -34,8 +35,6 @@ struct Gemv {
   void* out;         // R [tokens, out_stride]
   int64_t out_stride;
 };
-
-enum Activation { relu, squared_relu, gelu, gelu_tanh, silu, kActivations };
 
 // Which neurons of a token are active: the k whose hidden value is largest, gated by magnitude; of those that are 0
 // only, where pre-activations are wanted, the ones that have a gradient.

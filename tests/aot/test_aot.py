@@ -126,7 +126,8 @@ def test_budgets_ask_for_wide_loads_where_rows_are_read(row):
         "distill_loss_kernel", "distill_tile_kernel", "topk_distill_loss_kernel", "deviation_stats_kernel",
         "scale_rows_kernel", "distill_rows_kernel", "softmax_stats_kernel", "softmax_stats_backward_kernel",
         "disagreement_kernel", "topk_row_kernel", "topk_digits_kernel", "topk_count_kernel", "topk_write_kernel",
-        "gaussian_topk_kernel", "gaussian_topk_backward_kernel",
+        "gaussian_topk_kernel", "gaussian_topk_backward_kernel", "topk_mlp_rank_kernel", "topk_mlp_entries_kernel",
+        "topk_mlp_gather_kernel", "topk_mlp_slope_kernel", "project_kernel", "gather_rows_kernel",
     )  # fmt: skip
     assert ("LDG.128" in budgets.load()[row]["sass"]) == (row.split("/")[1] in walk_rows)
 

@@ -6,6 +6,7 @@ from typing import Any
 import hypothesis.strategies as st
 import numpy as np
 
+from .decode import check_gather_rows, check_project, gather_rows_cases, gather_rows_edges, project_cases, project_edges
 from .distill_rows import check as check_distill_rows
 from .distill_rows import distill_rows_cases, distill_rows_edges
 from .emulator import Library, Memory, given
@@ -167,4 +168,6 @@ FAMILIES = {
     "scale_rows": Family("distill", scale_rows_cases(), scale_rows_edges(), check_scale_rows),
     "distill_rows": Family("distill_rows", distill_rows_cases(), distill_rows_edges(), check_distill_rows),
     "topk": Family("sparse_mlp", topk_cases(), topk_edges(), check_topk),
+    "project": Family("decode", project_cases(), project_edges(), check_project),
+    "gather_rows": Family("decode", gather_rows_cases(), gather_rows_edges(), check_gather_rows),
 }

@@ -83,6 +83,35 @@ def test_rows_ask_for_what_they_hold():
     rows.check(lib, rows_case(rows=1, classes=28_000, gradient="none"))  # of 227 KiB most
 
 
+def test_decoding_refuses_what_no_grid_can_do():
+    lib = FAMILIES["project"].library(MODE)
+    x, out = given(np.zeros((1, 4), np.uint32)), Memory((1, 4), np.uint32)
+    for tokens, d_ff in ((0, 1), (9, 1), (1, 0), (1, 2**40)):
+        with pytest.raises(KernelError, match="error 1$"):
+            lib.run("project", 0, x, tokens, 4, x, 4, None, None, 0, None, d_ff, 0, out, None)
+    for index, tokens, k, d_ff, columns in (
+        (None, 65536, 1, 1, 4), (None, 1, 1, 1, 2**31), (None, 1, 0, 0, 4), (x, 1, 2, 1, 4), (None, 1, 1, 2, 4)
+    ):  # fmt: skip
+        with pytest.raises(KernelError, match="error 1$"):
+            lib.run("gather_rows", 0, x, index, tokens, k, d_ff, x, columns, columns, None, out)
+    for tokens, columns in ((0, 4), (1, 0)):
+        lib.run("gather_rows", 0, x, None, tokens, 1, 1, x, columns, columns, None, out)
+
+
+@settings(max_examples=20)
+@drawn(st.integers(0, 2**32), st.integers(0, 2**32))
+def test_no_schedule_changes_a_sum(one, other):
+    lib = FAMILIES["gather_rows"].library(MODE)
+    rng = np.random.default_rng(one)
+    hidden, w = (rng.standard_normal(shape).astype(np.float32).view(np.uint32) for shape in ((1, 90), (90, 40)))
+    results = []
+    for seed in (one, other):
+        out = Memory((1, 40), np.uint32)
+        lib.run("gather_rows", 0, given(hidden), None, 1, 90, 90, given(w), 40, 40, None, out, seed=seed)
+        results.append(out.array)
+    np.testing.assert_array_equal(*results)
+
+
 def kernels_in_the_sources():
     for file in sorted((ROOT / "kernels").rglob("*.cuh")):
         code = re.sub(r"//[^\n]*|/\*.*?\*/", "", file.read_text(), flags=re.S)

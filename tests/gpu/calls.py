@@ -55,6 +55,20 @@ def _pool(method):
     return (probs, None if method == "poisson" else 5000, method, None, 3), {}
 
 
+def _layer(tokens, gated, selection="exact", learns=False):
+    """Which neurons are selected no rounding decides: 24 of 600 are far above the others."""
+    d, d_ff, out = 130, 600, 300
+    shapes = (tokens, d), (d_ff, d), (d_ff,), (d_ff, out), (out,), (d_ff, d), (d_ff,)
+    made = [torch.randn(*shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    x, w_up, b_up, w_down, b_down, w_gate, b_gate = (t * 0.3 if t.dim() > 1 else t * 0.1 for t in made)
+    on = torch.arange(d_ff) % 25 == 3
+    high = torch.where(on, 8.0, -8.0)
+    b_up, b_gate = (8.0 + b_up, b_gate + high) if gated else (b_up + high, None)
+    layer = [t.requires_grad_(learns) for t in (x, w_up * 0.3, b_up, w_down, b_down)]
+    gate = (w_gate.requires_grad_(learns), b_gate.requires_grad_(learns)) if gated else (None, None)
+    return (*layer, 24, *gate), {"activation": "silu" if gated else "relu", "selection": selection}
+
+
 TWO, HALF = torch.tensor(2.0), torch.tensor(0.5)
 WIDE = {
     "deviation_stats": [partial(_wide, "constant", "teacher")],
@@ -67,6 +81,12 @@ WIDE = {
     "soft_cross_entropy": [partial(_wide, "student", "probs")],
     "softmax_stats": [partial(_wide, "student", "label", TWO)],
     "topk": [partial(_wide, "student", 64), partial(_wide, "student", 3000)],
+    "topk_mlp": [
+        *(partial(_layer, tokens, gated) for tokens in (1, 3, 8) for gated in (False, True)),
+        partial(_layer, 2, True, "gaussian"),
+        partial(_layer, 40, True, learns=True),
+        partial(_layer, 700, False, learns=True),
+    ],
     "topk_distill_loss": [
         partial(_wide, "student", "values", "indices", "logsumexp", None, "bucket", TWO, torch.tensor(1.0))
     ],

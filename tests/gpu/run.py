@@ -32,7 +32,8 @@ BENCHES = (  # family, its cases, share
     ("distill", "^distill_loss (dispatch|forward.backward 512x32000 )", 70),
     ("distill", "^linear_distill_loss ", 50),
     ("sampling", "^softmax_stats (dispatch|.* 512x32000) |^disagreement jsd|^importance_sample race", 50),
-    ("sparse_mlp", "^topk |^gaussian_topk ", 20),  # topk_mlp has no kernel of its own there
+    ("sparse_mlp", "^topk |^gaussian_topk ", 20),
+    ("sparse_mlp", "^topk_mlp (forward|training)", 30),
 )
 
 

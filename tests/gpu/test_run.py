@@ -15,8 +15,8 @@ from tamis.bench.worker import cases
 
 DEVICE = run.Device("NVIDIA X100 80GB", "9.0", "1.2")
 NAMES = [
-    "build", "alive", "ops", "bench distill", "bench distill", "bench sampling", "bench sparse_mlp", "memcheck",
-    "racecheck", "synccheck", "suite",
+    "build", "alive", "ops", "bench distill", "bench distill", "bench sampling", "bench sparse_mlp", "bench sparse_mlp",
+    "memcheck", "racecheck", "synccheck", "suite",
 ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What a family says about one measurement."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -36,6 +36,7 @@ class Case:
             0 for half precision, which has faster instructions of its own.
         results: bytes of the results, where what a route takes beyond them is worth telling.
         calls: a sample is the mean of so many in a row, preparation included: for calls of microseconds.
+        on_gpu: more providers, on a CUDA device alone.
     """
 
     op: str
@@ -51,6 +52,7 @@ class Case:
     flops: int = 0
     results: int = 0
     calls: int = 1
+    on_gpu: Mapping[str, Callable[[Any], Route]] = field(default_factory=dict)
 
     @property
     def traffic(self) -> int:

@@ -42,7 +42,7 @@ def on_device(case: Case) -> Case:
         results: Results = within(case.truth)(inputs)
         return results
 
-    providers = {name: within(provider) for name, provider in case.providers.items()}
+    providers = {name: within(provider) for name, provider in {**case.providers, **case.on_gpu}.items()}
     return replace(case, setup=lambda: tree_map(_to, case.setup()), truth=truth, providers=providers)
 
 

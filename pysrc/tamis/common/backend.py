@@ -15,11 +15,12 @@ from .checks import check_choice, fail
 
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 # Whose kernels an op has on a GPU, where they are not Triton's alone.
+_BOTH = ("triton", "cuda")
 _ANN = ("ivf_search", "kmeans_assign", "pq_encode", "pq_lut", "pq_scan", "rerank")
 ON_GPU: dict[str, tuple[str, ...]] = {
-    "distill_loss": ("triton", "cuda"),
+    "distill_loss": _BOTH,
     "topk": ("cuda",),
-    "topk_mlp": (),
+    "topk_mlp": _BOTH,
     **dict.fromkeys(_ANN, ()),
 }
 _LAUNCHED_BY = {"distill_loss": "_distill_rows_cuda"}  # the private op, where it is not the op's own name

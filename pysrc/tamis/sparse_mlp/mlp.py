@@ -1,22 +1,23 @@
 """topk_mlp: checks, autograd and registration; the arithmetic is in kernels/sparse_mlp."""
 
 import math
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..common.backend import Choice, choose, isa
+from ..common.backend import Choice, built, choose, isa, named_for_cuda, naming
 from ..common.checks import FLOATS, NAMES, check_choice, check_dense, check_integer, check_like, fail, real_dtype
 from ..common.explain import explained_by
 from ..common.linear import autocast
 from ..common.registry import below_autograd, once, register
-from . import reference
+from . import mlp_choice, mlp_cuda, reference
+from .mlp_choice import FEW_TOKENS
 from .reference import ACTIVATIONS, SELECTIONS
 
 FN = "topk_mlp"
-FEW_TOKENS = 8  # that our own product of a vector and a matrix serves: kFewTokens of kernels/sparse_mlp/cpu.h
 DENSE_SHARE = 0.5  # of the neurons, from which on many tokens are dense: measured where both take as long
 
 
@@ -38,8 +39,8 @@ def topk_mlp(
 
     hidden = act(x w_up^T + b_up), or gated act(x w_gate^T + b_gate) * (x w_up^T + b_up); all but the selected are 0;
     the result is hidden w_down + b_down. Weights are stored neuron by neuron. A row of w_down whose hidden value is 0
-    is not read. Differentiable once, in all tensors; what was not selected gets no gradient. On CPU, many tokens with
-    a large k are dense (tamis.explain says which). Pre-activations are float32 for up to 8 tokens, and torch's, rounded
+    is not read. Differentiable once, in all tensors; what was not selected gets no gradient. Many tokens with a large k
+    are dense (tamis.explain says which). Pre-activations are float32 for up to 8 tokens, and torch's, rounded
     to x's dtype, for more, or where a gaussian selection is differentiated: near ties may then fall otherwise, as they
     may where torch's product changes with the number of threads.
 
@@ -53,7 +54,7 @@ def topk_mlp(
         activation: "relu", "squared_relu", "gelu", "gelu_tanh" or "silu".
         selection: "exact": the k largest hidden values; gated, the k largest by magnitude; ties by the lowest index.
             "gaussian": act(gaussian_topk(pre-activation, k)): about k, as in Gemma 3n. "searched": not built yet.
-        impl: "auto", "reference" or "cpu".
+        impl: "auto", "reference", "cpu", "triton", or "cuda" for up to 8 tokens without a gradient.
     Returns:
         Tensor: [*, d_out] of x's dtype; sums in float32 (float64 for float64). A token with NaN gives NaN, alone. Under
         autocast all tensors are cast to its dtype first, as torch.nn.functional.linear casts them.
@@ -94,31 +95,41 @@ def topk_mlp(
     if selection == "searched":
         raise NotImplementedError(f"tamis.{FN}: selection: searched is not built yet")
     choice = choose(FN, impl, x)
+    args = x, w_up, b_up, w_down, b_down, k, w_gate, b_gate, activation
+    if choice.backend == "triton" and x.device.type == "cpu" and selection == "exact":
+        return cast(Tensor, _TopKMlp.apply(True, *args))
     op: Any = reference.topk_mlp if choice.backend == "reference" else torch.ops.tamis.topk_mlp.default
-    result: Tensor = op(x, w_up, b_up, w_down, b_down, k, w_gate, b_gate, activation, selection)
+    with naming(choice):
+        result: Tensor = op(*args, selection)
     return result
 
 
 class _TopKMlp(torch.autograd.Function):
+    """The op's arguments but for the selection, which is exact."""
+
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
+    def forward(ctx: Any, interpreted: bool, *args: Any) -> Tensor:
         x, w_up, _, w_down, _, _, w_gate, _, activation = args
-        y, *saved = below_autograd(torch.ops.tamis._topk_mlp_forward.default, *args, True)
+        op: Any = (
+            mlp_cuda.forward if interpreted else partial(below_autograd, torch.ops.tamis._topk_mlp_forward.default)
+        )
+        y, *saved = op(*args, True)
         ctx.save_for_backward(x, w_up, w_down, w_gate, *saved, *[None] * (5 - len(saved)))
-        ctx.activation = activation
+        ctx.activation, ctx.interpreted = activation, interpreted
         return cast(Tensor, y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        x, w_up, b_up, w_down, b_down, _, w_gate, b_gate, _ = ctx.needs_input_grad
+        _, x, w_up, b_up, w_down, b_down, _, w_gate, b_gate, _ = ctx.needs_input_grad
         wanted = [x, w_up, b_up, w_down, w_gate, b_gate]
         tensors = ctx.saved_tensors
-        made = iter(torch.ops.tamis._topk_mlp_backward(grad, *tensors, ctx.activation, wanted))
+        op: Any = mlp_cuda.backward if ctx.interpreted else torch.ops.tamis._topk_mlp_backward
+        made = iter(op(grad, *tensors, ctx.activation, wanted))
         x, w_up, b_up, w_down, w_gate, b_gate = (next(made) if want else None for want in wanted)
         b_down = grad.reshape(-1, grad.shape[-1]).sum(0) if b_down else None
         once_x = x if x is None else once(x, tensors[0], FN)
-        return once_x, w_up, b_up, w_down, b_down, None, w_gate, b_gate, None
+        return None, once_x, w_up, b_up, w_down, b_down, None, w_gate, b_gate, None
 
 
 class _SparseLinear(torch.autograd.Function):
@@ -140,15 +151,24 @@ def _gaussian(x: Tensor, w_up: Tensor, b_up: Tensor | None, w_down: Tensor, b_do
               w_gate: Tensor | None, b_gate: Tensor | None, activation: str) -> Tensor:  # fmt: skip
     """Dense up to the hidden values: the cut moves with all pre-activations, and its gradient goes to all."""
     rows = x.reshape(-1, x.shape[-1])
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, w_up, b_up, w_gate, b_gate))
-    few = not learns and _is_known(len(rows)) and 0 < len(rows) <= FEW_TOKENS
+    few = not _learn(x, w_up, b_up, w_gate, b_gate) and _is_known(len(rows)) and 0 < len(rows) <= FEW_TOKENS
+    return _by_cut(few, True, x, w_up, b_up, w_down, b_down, k, w_gate, b_gate, activation)
+
+
+def _by_cut(few: bool, sparse: bool, *args: Any) -> Tensor:
+    """few: by _project; sparse: by _sparse_linear. args: _gaussian's."""
+    x, w_up, b_up, w_down, b_down, k, w_gate, b_gate, activation = args
+    rows = x.reshape(-1, x.shape[-1])
     project = torch.ops.tamis._project if few else functional.linear
     up = project(rows, w_up, b_up)
     gate = up if w_gate is None else project(rows, w_gate, b_gate)
     gate = torch.ops.tamis.gaussian_topk(gate, k)
     hidden = ACTIVATIONS[activation](gate)
     hidden = hidden if w_gate is None else hidden * up
-    y: Tensor = torch.ops.tamis._sparse_linear(hidden, gate.detach(), w_down, b_down)
+    if sparse:
+        y: Tensor = torch.ops.tamis._sparse_linear(hidden, gate.detach(), w_down, b_down)
+    else:
+        y = functional.linear(hidden, w_down.mT, b_down)
     return y.reshape(*x.shape[:-1], w_down.shape[1])
 
 
@@ -166,13 +186,23 @@ def _is_known(size: int) -> bool:
     return not isinstance(size, torch.SymInt)
 
 
-def _kernel(x: Tensor, w_down: Tensor, k: int, selection: str) -> tuple[str, str]:
-    """The CPU's, and why."""
-    d_ff, tokens = w_down.shape[0], math.prod(x.shape[:-1])
+def _learn(*tensors: Any) -> bool:
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+
+
+def _check(w_down: Tensor, k: int, selection: str) -> None:
+    """What a raw op is given."""
+    d_ff = w_down.shape[0]
     if selection not in ("exact", "gaussian"):
         fail(FN, "selection", "exact or gaussian", repr(selection))
     if not 1 <= k <= d_ff:
         fail(FN, "k", f"1 to {d_ff}, the neurons", k)
+
+
+def _kernel(x: Tensor, w_down: Tensor, k: int, selection: str) -> tuple[str, str]:
+    """The CPU's, and why."""
+    d_ff, tokens = w_down.shape[0], math.prod(x.shape[:-1])
+    _check(w_down, k, selection)
     if not _is_known(tokens):
         return ("nonzeros" if selection == "gaussian" else "tiles"), "any number of tokens"
     many = tokens > FEW_TOKENS
@@ -194,9 +224,48 @@ def _cpu(*args: Any) -> Tensor:
     return y
 
 
+def _chosen(x: Tensor, w_down: Tensor, k: int, selection: str, *, learns: bool, forced: str) -> Choice:
+    """On a CUDA device."""
+    _check(w_down, k, selection)
+    tokens = math.prod(x.shape[:-1])
+    known = tokens if _is_known(tokens) else None
+    return mlp_choice.chosen(
+        x.dtype, known, k, w_down.shape[0], selection, learns=learns, forced=forced, built=built(FN)
+    )
+
+
+def _cuda(*args: Any) -> Tensor:
+    """Without a gradient."""
+    x, w_up, b_up, w_down, b_down, k, w_gate, b_gate, activation, selection = args
+    kernel = _chosen(x, w_down, k, selection, learns=False, forced=named_for_cuda()).kernel
+    if kernel == mlp_choice.DENSE:
+        return _dense(*args)
+    decodes = kernel == mlp_choice.DECODE and x.numel() > 0
+    if selection == "gaussian":
+        return _by_cut(decodes, decodes, *args[:-1])
+    if not decodes:
+        return cast(Tensor, torch.ops.tamis._topk_mlp_forward.default(*args[:-1], False)[0])
+    rows, kind = x.reshape(-1, x.shape[-1]), mlp_cuda.KINDS[activation]
+    y: Tensor = torch.ops.tamis._topk_mlp_cuda(rows, w_up, b_up, w_down, b_down, k, w_gate, b_gate, kind)
+    return y.reshape(*x.shape[:-1], w_down.shape[1])
+
+
+def _cuda_learning(*args: Any) -> Tensor:
+    x, _, _, w_down, _, k, *_, selection = args
+    kernel = _chosen(x, w_down, k, selection, learns=True, forced=named_for_cuda()).kernel
+    if kernel == mlp_choice.DENSE:
+        return _dense(*args)
+    if selection == "gaussian":
+        return _by_cut(False, False, *args[:-1])
+    return cast(Tensor, _TopKMlp.apply(False, *args[:-1]))
+
+
 def _route(*args: Any) -> Tensor:
     """Differentiable."""
     x, _, _, w_down, _, k, *_, selection = args
+    if x.device.type == "cuda":
+        op = torch.ops.tamis.topk_mlp.default
+        return _cuda_learning(*args) if _learn(*args) else cast(Tensor, below_autograd(op, *args))
     if x.device.type != "cpu":
         return reference.topk_mlp(*args)
     kernel, _ = _kernel(x, w_down, k, selection)
@@ -204,12 +273,15 @@ def _route(*args: Any) -> Tensor:
         return _dense(*args)
     if kernel == "nonzeros":
         return _gaussian(*args[:-1])
-    y: Tensor = _TopKMlp.apply(*args[:-1])
+    y: Tensor = _TopKMlp.apply(False, *args[:-1])
     return y
 
 
-def _explained(_choice: Choice, x: Tensor, w_up: Tensor, b_up: Any, w_down: Tensor, b_down: Any, k: int,
-               *, selection: str = "exact", **_: Any) -> Choice:  # fmt: skip
+def _explained(choice: Choice, x: Tensor, w_up: Tensor, b_up: Any, w_down: Tensor, b_down: Any, k: int,
+               *, selection: str = "exact", **options: Any) -> Choice:  # fmt: skip
+    if choice.backend != "cpu":
+        learns = _learn(x, w_up, b_up, w_down, b_down, *options.values())
+        return _chosen(x, w_down, k, selection, learns=learns, forced=choice.named)
     kernel, reason = _kernel(x, w_down, k, selection)
     return Choice("cpu", f"{kernel} {isa()}", reason)
 
@@ -241,9 +313,9 @@ def _fake_sparse_backward(grad: Tensor, hidden: Tensor, where: Tensor, w: Tensor
 
 
 explained_by("topk_mlp", _explained)
-register("topk_mlp", fake=_fake, reference=reference.topk_mlp, cpu=_cpu, autograd=_route)
-register("_topk_mlp_forward", fake=_fake_forward)
-register("_topk_mlp_backward", fake=_fake_backward)
+register("topk_mlp", fake=_fake, reference=reference.topk_mlp, cpu=_cpu, cuda=_cuda, autograd=_route)
+register("_topk_mlp_forward", fake=_fake_forward, cuda=mlp_cuda.forward)
+register("_topk_mlp_backward", fake=_fake_backward, cuda=mlp_cuda.backward)
 register("_project", fake=lambda x, w, b: x.new_empty((x.shape[0], w.shape[0]), dtype=real_dtype(x)))
 register("_sparse_linear", fake=_fake_sparse, autograd=_SparseLinear.apply)
 register("_sparse_linear_backward", fake=_fake_sparse_backward)
