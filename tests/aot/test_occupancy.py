@@ -97,13 +97,15 @@ def test_nvidia_says_the_same(tmp_path):
 def test_declared_blocks_are_those_launched():
     """What a CudaVariant says, where its family's launches and headers say it."""
     repository = kernels_folder().resolve().parent
-    shared = (repository / "kernels/common/block.cuh").read_text()
     for entry in entries():
         if entry.backend == "cuda":
+            kernel, header = entry.variant.kernel, repository / "kernels" / entry.family / entry.variant.header
             files = [path.read_text() for path in repository.glob(f"csrc/{entry.family}*.cu")]
             if not files:
                 pytest.skip("not a checkout")
-            (launches,) = (text for text in files if re.search(rf"cuda::{entry.variant.kernel}\b", text))
-            own = re.search(r"constexpr unsigned kThreads = (\d+)", launches)
-            said = own or re.search(r"constexpr int kThreads = (\d+)", shared)
+            (launches,) = (text for text in files if re.search(rf"cuda::{kernel}\b", text))
+            bound = re.search(rf"__launch_bounds__\((\w+)[^)]*\)\s+{kernel}\b", header.read_text())
+            name = bound[1] if bound else "kThreads"
+            texts = launches + header.read_text() + (repository / "kernels/common/block.cuh").read_text()
+            said = re.search(rf"constexpr (?:int|unsigned) {name} = (\d+)", texts)
             assert said and entry.variant.threads == int(said[1]), entry.file
