@@ -87,7 +87,7 @@ def _norm_codes(values: Tensor, bits: int, seed: int) -> tuple[Tensor, Tensor]:
     return -torch.stack(tables), torch.stack(codes, 1)
 
 
-def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int, progress: bool) -> dict[str, Any]:
+def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int) -> dict[str, Any]:
     """Index's arguments.
 
     Memory beyond the index itself: SAMPLE and CHUNK rows of float32, some times over, and 8 bytes a row.

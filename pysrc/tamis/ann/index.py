@@ -41,8 +41,7 @@ class Index(nn.Module):
 
     @classmethod
     def build(
-        cls, vectors: Array, *, metric: str = "ip", spec: str | None = None, ids: Array | None = None, seed: int = 0,
-        progress: bool = False,
+        cls, vectors: Array, *, metric: str = "ip", spec: str | None = None, ids: Array | None = None, seed: int = 0
     ) -> "Index":  # fmt: skip
         """An index of vectors.
 
@@ -52,13 +51,12 @@ class Index(nn.Module):
             spec: as Spec; None: by n, d and this machine's instruction set.
             ids: int64 [n], different from each other and not negative: what a search returns instead of rows.
             seed: of the samples that centroids are found from.
-            progress: show a bar.
         Raises:
             TypeError, ValueError: an argument.
         """
         from .build import build  # scikit-learn and the like are not needed to search
 
-        return cls(**build(vectors, metric, spec, ids, seed, progress))
+        return cls(**build(vectors, metric, spec, ids, seed))
 
     def __len__(self) -> int:
         return len(self.rows)
