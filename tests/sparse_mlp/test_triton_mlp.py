@@ -139,6 +139,7 @@ def test_fewer_fire_than_may(gated):
     assert fired.any() and not fired.all()
     finite = ws[2].clone()
     ws[2][~fired] = NAN
+    ws[2] = torch.cat([ws[2], torch.full((1, 10), NAN)])[:24]  # nor what lies behind the last
     y, count, index, hidden, *at = forward(x, ws, 20, "relu")
     assert (index == 24).any()
     assert torch.equal(y, forward(x, [*ws[:2], finite, *ws[3:]], 20, "relu")[0])
@@ -152,11 +153,19 @@ def test_fewer_fire_than_may(gated):
 @inner
 def test_what_is_selected_learns_from_0_too():
     x = logits(4, 6)
-    for act, gated in (("silu", True), ("relu", True), ("gelu", False)):
-        ws = layer(6, 24, 10, gated=gated, biased=False)
-        ws[0] = ws[0] * 0
+    for act, zero, learns in (("silu", 0, 1), ("relu", 0, 1), ("silu", 4, 3), ("gelu", 0, 1)):
+        ws = layer(6, 24, 10, gated=act != "gelu", biased=False)
+        ws[zero] = ws[zero] * 0
         _, made = check(x, ws, 8, act)
-        assert made[1].any()
+        assert made[learns].any()
+    for act in ("relu", "squared_relu"):  # whose slope at 0 is 0: nothing is read
+        ws[2] = ws[2] * NAN
+        y, count, index, hidden, *at = forward(x, ws, 8, act)
+        made = mlp_cuda.backward(
+            y, x, ws[0], ws[2], None, count, index, hidden, *at, None, act, [True] * 4 + [False] * 2
+        )
+        assert (index == 24).all()
+        assert not any(t.any() for t in (y, *made))
 
 
 @inner
@@ -165,9 +174,13 @@ def test_nan_stays_in_its_token():
         x, ws = logits(3, 6), layer(6, 24, 10, gated=gated)
         want = forward(x, ws, 5, "relu")[0]
         x[1, 2] = NAN
-        y = forward(x, ws, 5, "relu")[0]
+        y, count, index, hidden, *at = forward(x, ws, 5, "relu")
         assert y[1].isnan().all()
         assert torch.equal(y[[0, 2]], want[[0, 2]])
+        back = count, index, hidden, *(at if gated else [*at, None]), "relu", [True] + [False] * 5
+        (d_x,) = mlp_cuda.backward(y, x, ws[0], ws[2], ws[4], *back)
+        assert d_x[1].isnan().any()
+        assert d_x[[0, 2]].isfinite().all()
 
 
 @inner
@@ -175,7 +188,7 @@ def test_shapes_strides_and_empty_batches():
     ws = layer(6, 24, 10, gated=True)
     x = logits(2, 3, 6)
     want = reference.topk_mlp(x, *ws[:4], 5, *ws[4:], "silu")
-    padded = [torch.nn.functional.pad(t, (3, 4))[:, 3:-4] if t.dim() == 2 else t for t in ws]
+    padded = [torch.nn.functional.pad(t, (3, 4), value=NAN)[:, 3:-4] if t.dim() == 2 else t for t in ws]
     for given, weights in ((x, ws), (x, padded), (x.transpose(0, 1).contiguous().transpose(0, 1), ws)):
         close(forward(given, weights, 5, "silu")[0], want, 1e-5, 1e-5)
     check(x[0], padded, 5, "silu")
