@@ -2,9 +2,7 @@
 // what they miss of x and u a direction, by coordinate descent over the parts.
 //
 // Floor: a sweep takes 2 w + 1 multiplications and additions for a row and a centroid of w dimensions (the nearest: w),
-// a comparison and two selections. One Zen 4 thread (118 GFLOP/s), 50 parts of 2 dimensions, 16 centroids, eta 4.1: 1.2
-// M rows/s by AVX-512, 0.8 M by AVX2; the nearest 5.5 M and 4.5 M. 33 parts of 3, 64 centroids: 0.54 M and 0.38 M, 3.2
-// M and 2.5 M. A sweep reaches 60% of the multiply-add peak; comparisons and selections take the rest.
+// a comparison and two selections.
 //
 // Lanes are rows: the least of all centroids then needs no search across lanes, and parts of any width fill them. Rows
 // that stand still leave; those that remain are gathered for the next rounds, or a few would keep many. What a row gets

@@ -71,11 +71,17 @@ struct Space {
   char* end;
 };
 
-int64_t tile_of(int64_t queries) { return least(queries, kTile); }
+int64_t size_of(const Search& op, int64_t tile) { return Space(Arena{nullptr}, op, tile).end - (char*)nullptr; }
 
-int64_t scratch_bytes(const Search& op, int64_t queries) {
-  return Space(Arena{nullptr}, op, tile_of(queries)).end - (char*)nullptr;
+// The same results whatever it is; less where many candidates of each would not stay in the caches.
+int64_t tile_of(const Search& op, int64_t queries) {
+  constexpr int64_t kMost = 32 << 20;  // bytes, but for one query
+  int64_t tile = least(queries, kTile);
+  while (tile > 1 && size_of(op, tile) > kMost) tile = (tile + 1) / 2;
+  return tile;
 }
+
+int64_t scratch_bytes(const Search& op, int64_t queries) { return size_of(op, tile_of(op, queries)); }
 
 void quantize(const Ivf& ivf, Query& q) {
   F32 most = F32{} + 1e-30f;
@@ -409,7 +415,7 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
 
 template <class Layout, Lookup kLookup>
 void search(const Search& op, int64_t begin, int64_t end, void* scratch) {
-  const int64_t tile = tile_of(end - begin);
+  const int64_t tile = tile_of(op, end - begin);
   const Space space(Arena{static_cast<char*>(scratch)}, op, tile);
   for (; begin < end; begin += tile) {
     const int64_t n = least(end - begin, tile);

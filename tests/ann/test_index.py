@@ -224,7 +224,7 @@ def test_newer_and_foreign_files(index, tmp_path):
     index.save(path)
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["tamis.ann.Index"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a file is no dict)
     save_file(tensors, path, {"tamis.ann.Index": json.dumps(about | {"version": 99})})
     with pytest.raises(ValueError, match="expected a file of layout 1 or before, got 99"):
         Index.load(path)

@@ -59,6 +59,8 @@ def test_what_does_not_compile_is_explained():
 def test_an_architecture_newer_than_the_compiler_gets_ptx():
     assert nvrtc.target((8, 0)) == "sm_80"
     assert nvrtc.target((9, 0)) == "sm_90a"
+    with pytest.raises(RuntimeError, match="expected a device of sm_"):
+        nvrtc.target((1, 0))
     newest = nvrtc.target((99, 0))
     assert newest == f"compute_{max(nvrtc._library().getSupportedArchs())}"
     code, name = nvrtc.compile("distill", "cuda.cuh", "tamis::cuda::scale_rows_kernel<float>", newest)

@@ -12,6 +12,7 @@ from tamis.testing import op_examples
 from torch.utils._pytree import tree_leaves
 
 SAME_BITS = {"importance_sample"}  # as everywhere, of float32
+FLOAT32 = SAME_BITS | {"ivf_search", "pq_lut", "pq_scan", "rerank"}  # whatever the leg: quantized from it
 LEGS = [  # of the floats; where numbers that are not per row lie
     (torch.float32, "device"),
     (torch.float32, "host"),
@@ -111,7 +112,7 @@ def given(name, example, device="cpu", dtype=torch.float32, numbers="device"):
         to = "cpu" if numbers == "host" and not x.dim() else device
         # numbers and probabilities stay whole beside half precision
         half = dtype.itemsize == 2 and (not x.dim() or key == "probs")
-        kept = name in SAME_BITS or half or not x.is_floating_point()
+        kept = name in FLOAT32 or half or not x.is_floating_point()
         return x.detach().to(to, x.dtype if kept else dtype, copy=True).requires_grad_(x.requires_grad)
 
     return {key: move(key, value) for key, value in (dict(zip(names, args, strict=False)) | kwargs).items()}
@@ -142,7 +143,7 @@ def truth(name, arguments):
         if not isinstance(x, torch.Tensor):
             return x
         x, wanted = x.detach().cpu(), x.requires_grad
-        return (x.double() if x.is_floating_point() and name not in SAME_BITS else x).requires_grad_(wanted)
+        return (x.double() if x.is_floating_point() and name not in FLOAT32 else x).requires_grad_(wanted)
 
     return evaluate(name, {key: exact(value) for key, value in arguments.items()}, "reference")
 
@@ -158,4 +159,4 @@ def check(name, got, want, dtype):
         worst = x.dtype if not name.startswith("linear") else dtype  # logits of a linear layer are rounded
         rounding = 4 * torch.finfo(worst).eps if worst.itemsize == 2 else 1e-5 if worst.itemsize == 4 else 1e-11
         scale = float(true.abs().max()) if true.numel() else 0.0
-        torch.testing.assert_close(x.double(), true, rtol=10 * rounding, atol=rounding * scale)
+        torch.testing.assert_close(x.double(), true.double(), rtol=10 * rounding, atol=rounding * scale)

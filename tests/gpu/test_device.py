@@ -127,6 +127,16 @@ def test_kernels_compiled_here():
     assert torch.equal(x.gather(-1, indices), values)
 
 
+def test_nan_of_either_sign_comes_first():
+    """Also where torch sorts what was chosen, and in plain torch."""
+    x = torch.randn(2, 5000, device="cuda")
+    x[:, 7], x[:, 11] = -torch.nan, torch.nan
+    for k in (2, 3000):
+        for values, indices in (cuda.topk(x, k), reference.topk(x, k)):
+            assert indices[:, :2].tolist() == [[7, 11]] * 2
+            assert values[:, :2].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", cuda.FORMATS)
 def test_topk_compiled_here(monkeypatch, dtype):
     """As where tamis was built without nvcc."""

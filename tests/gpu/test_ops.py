@@ -16,9 +16,6 @@ RUNS = [
 ]
 
 
-QUANTIZED = {"ivf_search", "pq_lut", "pq_scan", "rerank"}
-
-
 @pytest.fixture(autouse=True)
 def poisoned_outputs():
     """As everywhere, but what torch itself cannot do deterministically on a GPU is no error."""
@@ -39,8 +36,6 @@ def served(name, arguments, impl):
 @every_example
 @pytest.mark.parametrize(("device", "impl", "dtype", "numbers"), RUNS)
 def test_values_and_gradients(device, impl, dtype, numbers, name, example):
-    if name in QUANTIZED:
-        pytest.skip("quantized from float32: against brute force in tests/ann")
     arguments = given(name, example, device, dtype, numbers)
     served(name, arguments, impl)
     got = evaluate(name, arguments, impl)

@@ -1,11 +1,13 @@
 """What of the CUDA route can be tried without a GPU: who is chosen, and how what a launch gives is put in order."""
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tamis
 import torch
+from tamis import kernels
 from tamis.common import backend, nvrtc
 from tamis.common.backend import choose
 from tamis.sparse_mlp import cuda, reference, topk
@@ -109,3 +111,25 @@ def test_the_raw_op_refuses_what_is_not_on_a_gpu():
         pytest.skip("no nvcc")
     with pytest.raises(NotImplementedError, match="_topk_cuda"):
         torch.ops.tamis._topk_cuda(torch.ones(3), 1, True)
+
+
+def test_numbers_are_the_headers():
+    """What Python launches by, and what it leaves to another sort."""
+    folder = Path(kernels.__path__[0])
+    numbers = ("kThreads", "common/block.cuh", cuda.THREADS), ("kSortMost", "sparse_mlp/cuda.cuh", cuda.SORT_MOST)
+    for name, header, number in numbers:
+        assert f"constexpr int {name} = {number}" in (folder / header).read_text()
+
+
+def test_rows_too_many_to_count_are_refused(monkeypatch):
+    monkeypatch.setattr(cuda, "built", lambda op: False)
+    monkeypatch.setattr(nvrtc, "available", lambda: True)
+    for shape in ((2**32,), (2**31, 1)):
+        with pytest.raises(ValueError, match=r"^tamis.topk: x: expected rows below 2\^32"):
+            cuda.topk(torch.zeros(1).expand(shape), 1)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_plain_torch_has_nan_of_either_sign_first(k):
+    x = torch.tensor([1.0, -torch.nan, torch.inf, torch.nan, -1.0])
+    assert reference.topk(x, k)[1].tolist() == [1, 3, 2, 0, 4][:k]

@@ -17,7 +17,7 @@ from .train import fit_order_weight, kmeans, train_codebooks
 
 FN = "Index.build"
 CHUNK = 65_536  # rows that are worked on at once
-SAMPLE = 100_000  # rows that centroids are found from
+SAMPLE = 100_000  # rows that centroids are found from, or 32 for each list
 THRESHOLD = 0.2  # of the anisotropic loss, for vectors of length 1, whatever these have: ScaNN's for inner products
 EXTRA = 2  # parts of a code for a vector's norm, under l2
 
@@ -90,7 +90,8 @@ def _norm_codes(values: Tensor, bits: int, seed: int) -> tuple[Tensor, Tensor]:
 def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int) -> dict[str, Any]:
     """Index's arguments.
 
-    Memory beyond the index itself: SAMPLE and CHUNK rows of float32, some times over, and 8 bytes a row.
+    Memory beyond the index itself: a byte for each part of each vector, 40 bytes a vector, and the sample and CHUNK
+    rows of float32, some times over.
     """
     check_choice(FN, "metric", metric, ("ip", "l2", "cosine"))
     x = Rows(vectors, metric)
@@ -105,7 +106,7 @@ def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int
     l2, extra = metric == "l2", EXTRA if metric == "l2" else 0
     parts = how.parts(d, extra)
     generator = torch.Generator().manual_seed(seed)
-    sample = x[torch.randperm(n, generator=generator)[:SAMPLE].sort().values]
+    sample = x[torch.randperm(n, generator=generator)[: max(SAMPLE, 32 * how.leaves)].sort().values]
     lists = kmeans(sample, how.leaves, metric="l2", seed=seed)
     of = torch.cat([kmeans_assign(piece, lists).indices for _, piece in x.pieces()])
     rows = of.argsort(stable=True)

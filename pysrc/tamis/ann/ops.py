@@ -1,5 +1,5 @@
-"""Checks and registration; the arithmetic is in kernels/ann. None of these ops has a gradient. float64 is rounded to
-float32 in all of them."""
+"""Checks and registration; the arithmetic is in kernels/ann. None of these ops has a gradient. The raw ones round
+float64 to float32."""
 
 from typing import Any, NamedTuple
 
@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from ..common.backend import choose
-from ..common.checks import FLOATS, check_choice, check_dense, check_integer, check_like, fail
+from ..common.checks import check_choice, check_dense, check_integer, check_like, fail
 from ..common.registry import register
 from . import reference
 
 LOOKUPS = ("s8", "u16")
 METRICS = ("ip", "l2")
-SUMS = (torch.float32, torch.float64)  # what is added up in float32
 EXACT = (torch.float32, torch.bfloat16, torch.float16)
 POSITIONS = 2**32  # a candidate keeps its position in 32 bits
 
@@ -84,8 +83,8 @@ def pq_lut(queries: Tensor, codebooks: Tensor, *, impl: str = "auto") -> Tensor:
         TypeError, ValueError: an argument, before any work.
     """
     fn = "pq_lut"
-    queries, codebooks = _matrix(fn, "queries", queries, FLOATS), check_dense(fn, "codebooks", codebooks)
-    if codebooks.dim() != 3 or codebooks.dtype not in SUMS or not codebooks.shape[0]:
+    queries, codebooks = _matrix(fn, "queries", queries, EXACT), check_dense(fn, "codebooks", codebooks)
+    if codebooks.dim() != 3 or codebooks.dtype != torch.float32 or not codebooks.shape[0]:
         fail(fn, "codebooks", "float32 [parts, centroids, width]", f"{codebooks.dtype} {list(codebooks.shape)}")
     width = -(-queries.shape[1] // codebooks.shape[0])
     check_like(fn, "codebooks", codebooks, (*codebooks.shape[:2], width), queries.device)
@@ -117,7 +116,7 @@ def pq_scan(
     """
     fn = "pq_scan"
     lut, codes = check_dense(fn, "lut", lut).contiguous(), check_dense(fn, "codes", codes).contiguous()
-    if lut.dim() != 3 or lut.dtype not in SUMS or lut.shape[2] not in (16, 64):
+    if lut.dim() != 3 or lut.dtype != torch.float32 or lut.shape[2] not in (16, 64):
         fail(fn, "lut", "float32 [queries, parts, 16 or 64]", f"{lut.dtype} {list(lut.shape)}")
     bits, parts = 4 if lut.shape[2] == 16 else 6, lut.shape[1]
     if parts == 0 or parts % parts_multiple(bits):
@@ -164,8 +163,8 @@ def rerank(
         TypeError, ValueError: an argument, before any work.
     """
     fn = "rerank"
-    queries = _matrix(fn, "queries", queries, SUMS)
-    candidates, vectors = _matrix(fn, "candidates", candidates, (torch.int64,)), _matrix(fn, "vectors", vectors, FLOATS)
+    queries = _matrix(fn, "queries", queries, (torch.float32,))
+    candidates, vectors = _matrix(fn, "candidates", candidates, (torch.int64,)), _matrix(fn, "vectors", vectors, EXACT)
     check_like(fn, "candidates", candidates, (len(queries), candidates.shape[1]), queries.device)
     check_like(fn, "vectors", vectors, (len(vectors), queries.shape[1]), queries.device)
     check_choice(fn, "metric", metric, METRICS)
@@ -213,7 +212,7 @@ def ivf_search(
         TypeError, ValueError: queries or a number. RuntimeError: buffers that do not fit each other.
     """
     fn = "ivf_search"
-    queries = _matrix(fn, "queries", queries, SUMS)
+    queries = _matrix(fn, "queries", queries, (torch.float32,))
     numbers = (_at_least_one(fn, *pair) for pair in (("k", k), ("leaves", leaves), ("rerank", rerank)))
     check_choice(fn, "lookup", lookup, LOOKUPS)
     choice = choose(fn, impl, queries)

@@ -61,7 +61,7 @@ def load(path: str | os.PathLike[str], names: tuple[str, ...], mmap: bool) -> di
     try:
         with safe_open(place, "pt") as file:
             text = (file.metadata() or {}).get(KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a file is no dict)
     except Exception as error:  # safetensors has its own, and the operating system's
         fail(fn, "path", "an index that was saved whole", f"{place}: {error}")
     try:

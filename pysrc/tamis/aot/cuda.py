@@ -12,6 +12,9 @@ from ..kernels.common.aot import CudaVariant
 from .inventory import Entry, kernels_folder
 
 
+FLAGS = ("-std=c++17", "-O3")
+
+
 def sources(entry: Entry) -> list[Path]:
     """Its header and what that includes of ours."""
     assert isinstance(entry.variant, CudaVariant)
@@ -33,10 +36,12 @@ def nvcc() -> str | None:
 
 @cache
 def version() -> str:
+    """The compiler's, and how it is called."""
     compiler = nvcc()
     if compiler is None:
         raise RuntimeError("tamis.aot: expected nvcc on PATH or in CUDA_HOME/bin")
-    return subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
+    said = subprocess.run([compiler, "--version"], check=True, capture_output=True, text=True).stdout
+    return f"{said}{FLAGS}"
 
 
 def compile(entry: Entry) -> tuple[bytes, int]:
@@ -49,7 +54,7 @@ def compile(entry: Entry) -> tuple[bytes, int]:
     with tempfile.TemporaryDirectory() as folder:
         source, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
         source.write_text(f'#include "{header}"\nvoid* const instance = (void*)&{variant.instance};\n')
-        command = [compiler, "-std=c++17", "-O3", "-cubin", f"-arch={entry.arch_name}", "-o", str(cubin), str(source)]
+        command = [compiler, *FLAGS, "-cubin", f"-arch={entry.arch_name}", "-o", str(cubin), str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"tamis.aot: nvcc: {variant.instance} for {entry.arch_name}:\n{done.stderr}")

@@ -60,10 +60,16 @@ def available() -> bool:
 
 
 def target(capability: tuple[int, int]) -> str:
-    """What to compile for: the device's own code, or PTX of the nearest architecture before it that NVRTC knows."""
+    """What to compile for: the device's own code, or PTX of the nearest architecture before it that NVRTC knows.
+
+    Raises:
+        RuntimeError: the device is older than any.
+    """
     number, known = 10 * capability[0] + capability[1], _library().getSupportedArchs()
     if number in known:
         return f"sm_{number}a" if number == 90 else f"sm_{number}"
+    if number < min(known):
+        raise RuntimeError(f"tamis.nvrtc: expected a device of sm_{min(known)} or later, got sm_{number}")
     return f"compute_{max(arch for arch in known if arch < number)}"
 
 

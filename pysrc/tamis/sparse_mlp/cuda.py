@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..common import nvrtc
 from ..common.backend import built
+from ..common.checks import fail
 from ..common.cuda import device_of, grid, rows_of
 from ..kernels.common.launch import launch
 from . import reference
@@ -25,14 +26,16 @@ def topk(x: Tensor, k: int, dim: int = -1, sorted: bool = True) -> tuple[Tensor,
     here = sorted and k <= SORT_MOST
     values, indices = chosen(x.transpose(dim, -1), k, here)
     if sorted and not here:
-        values, order = values.sort(dim=-1, descending=True, stable=True)  # indices ascend: ties by the lowest
-        indices = indices.gather(-1, order)
+        order = reference.descending(values)  # indices ascend: ties by the lowest
+        values, indices = values.gather(-1, order), indices.gather(-1, order)
     return values.transpose(dim, -1), indices.transpose(dim, -1)
 
 
 def _topk_by_nvrtc(x: Tensor, k: int, sorted: bool) -> tuple[Tensor, Tensor]:
     """A block a row, however long: several blocks are the binary's alone."""
     n, rows = x.shape[-1], x.shape[:-1].numel()
+    if n >= 2**32 or rows >= 2**31:  # counts are of 32 bits; a grid's x
+        fail("topk", "x", "rows below 2^32, fewer than 2^31 of them, without nvcc", [rows, n])
     given = x.reshape(rows, n)
     given = given if n == 1 or given.stride(-1) == 1 else given.contiguous()
     values, indices = given.new_empty(rows, k), given.new_empty(rows, k, dtype=torch.int64)

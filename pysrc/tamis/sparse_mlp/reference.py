@@ -17,10 +17,16 @@ ACTIVATIONS = {
 SELECTIONS = ("exact", "gaussian", "searched")
 
 
+def descending(x: Tensor) -> Tensor:
+    """A stable order of each row, NaN first: torch's sort on CUDA puts a NaN whose sign is set last."""
+    key = torch.where(x.isnan(), torch.full_like(x, torch.nan), x)
+    return torch.sort(key, dim=-1, descending=True, stable=True).indices
+
+
 def topk(x: Tensor, k: int, dim: int = -1, sorted: bool = True) -> tuple[Tensor, Tensor]:
     """By a stable sort, so of equals the lowest index comes first."""
     x = x.transpose(dim, -1)
-    indices = torch.sort(x, dim=-1, descending=True, stable=True).indices.narrow(-1, 0, k)
+    indices = descending(x).narrow(-1, 0, k)
     indices = indices.contiguous() if sorted else indices.sort(dim=-1).values
     return x.gather(-1, indices).transpose(dim, -1), indices.transpose(dim, -1)
 

@@ -200,7 +200,7 @@ def _codes(n: int, parts: int, bits: int) -> Tensor:
 
 def _pq_scan(bits: int, lookup: str, allowed: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
     lut, who = _logits(0, 3, 4, 1 << bits), torch.arange(70) % 3 == 0
-    return (lut, _codes(70, 4, bits), 70, 5, lookup, who if allowed else None), {}
+    return (lut.sign() if lookup == "s8" else lut, _codes(70, 4, bits), 70, 5, lookup, who if allowed else None), {}
 
 
 def _rerank(metric: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -209,7 +209,7 @@ def _rerank(metric: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _ivf_search(bits: int, l2: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Two lists, of 30 vectors and of 10."""
+    """Two lists, of 30 vectors and of 10; k so that all reach the exact comparison."""
     x, parts = _logits(1, 40, 6), 4
     half_norms, constants = (x.square().sum(1) / 2, _logits(2, 2, 1 << bits)) if l2 else (None, None)
     lists = {
@@ -228,7 +228,7 @@ def _ivf_search(bits: int, l2: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "exact": x,
         "ids": None if l2 else torch.arange(40).flip(0),
     }
-    return (_logits(0, 3, 6), 4, 2, 20, *lists.values(), "u16", torch.arange(40) % 5 != 0), {}
+    return (_logits(0, 3, 6), 28, 2, 40, *lists.values(), "u16", torch.arange(40) % 5 != 0), {}
 
 
 def op_examples() -> dict[str, list[Example]]:
