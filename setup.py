@@ -1,9 +1,11 @@
-"""Drives CMake. The torch that is built against is the building interpreter's: isolation would fetch a second one."""
+"""Drives CMake. The torch that is built against is the environment's, also in an isolated build, which has none."""
 
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,16 +15,23 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 
 
+def torch_folder() -> str:
+    # Isolation hides the environment's packages, not where they are.
+    found = find_spec("torch") or PathFinder.find_spec("torch", [sysconfig.get_path("purelib")])
+    if found is None or not found.submodule_search_locations:
+        sys.exit("tamis: no torch to build against: pip install torch, then this again")
+    return found.submodule_search_locations[0]
+
+
 class CMakeBuild(build_ext):
     def run(self) -> None:
-        if find_spec("torch") is None:
-            sys.exit("tamis: no torch in this interpreter to build against; then: pip install --no-build-isolation .")
         package = ROOT / "pysrc" / "tamis" if self.inplace else Path(self.build_lib).resolve() / "tamis"
         build = Path(os.environ.get("TAMIS_BUILD_DIR", ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"))
         cmake = shutil.which("cmake") or sys.exit("tamis: cmake not found: pip install cmake ninja")
         configure = [
             *("-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DPACKAGE={package}"),
             f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DTORCH={torch_folder()}",
             f"-DTAMIS_CUDA={os.environ.get('TAMIS_CUDA', 'auto')}",
             f"-DTAMIS_TESTING={os.environ.get('TAMIS_TESTING', 'OFF')}",
         ]
