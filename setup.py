@@ -27,11 +27,14 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         package = ROOT / "pysrc" / "tamis" if self.inplace else Path(self.build_lib).resolve() / "tamis"
         build = Path(os.environ.get("TAMIS_BUILD_DIR", ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"))
-        cmake = shutil.which("cmake") or sys.exit("tamis: cmake not found: pip install cmake ninja")
+        cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
+        if not cmake or not ninja:
+            sys.exit("tamis: cmake or ninja not found: pip install cmake ninja")
         configure = [
             *("-S", str(ROOT), "-B", str(build), "-G", "Ninja", f"-DPACKAGE={package}"),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DTORCH={torch_folder()}",
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",  # an isolated build's is gone at the next
             f"-DTAMIS_CUDA={os.environ.get('TAMIS_CUDA', 'auto')}",
             f"-DTAMIS_TESTING={os.environ.get('TAMIS_TESTING', 'OFF')}",
         ]

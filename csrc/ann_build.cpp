@@ -1,7 +1,6 @@
 // Checks, allocates, parallelises; the arithmetic is in kernels/ann. Nothing inside parallel_for may throw.
 #include <torch/csrc/stable/library.h>
-#include "common.h"
-#include "dispatch.h"
+#include "ann.h"
 
 namespace tamis {
 namespace {
@@ -88,10 +87,58 @@ Tensor pq_encode(const Tensor& x_, const Tensor& codebooks, const std::optional<
   return codes;
 }
 
+Tensor rank_of(const Tensor& queries_, const Tensor& targets, const Tensor& vectors_, const Maybe& weights,
+               const std::string& metric, const std::string& ties) {
+  const std::string what = "tamis.rank_of";
+  const Tensor queries = floats(what + ": queries", queries_, {-1, -1});
+  check(what + ": targets", targets, ScalarType::Long, {queries.size(0), -1});
+  const Tensor vectors = vectors_of((what + ": vectors").c_str(), vectors_, {-1, queries.size(1)});
+  STD_TORCH_CHECK(metric == "ip" || metric == "l2", what, ": metric: expected ip or l2, got ", metric);
+  STD_TORCH_CHECK(ties == "first" || ties == "last", what, ": ties: expected first or last, got ", ties);
+  const int64_t n = vectors.size(0), *const of = data<int64_t>(targets);
+  for (int64_t i = 0; i < targets.numel(); ++i)
+    STD_TORCH_CHECK(of[i] < n, what, ": targets: expected rows of vectors, got ", of[i], " of ", n);
+  constexpr int64_t kMost = INT32_MAX;  // counts are of 32 bits
+  int64_t total = n;
+  std::vector<int32_t> counts;
+  if (weights) {
+    check(what + ": weights", *weights, ScalarType::Long, {n});
+    const int64_t* const weight = data<int64_t>(*weights);
+    total = 0;
+    for (int64_t i = 0; i < n && total <= kMost; ++i) {
+      STD_TORCH_CHECK(weight[i] >= 0 && weight[i] <= kMost, what, ": weights: expected 0 to 2^31 - 1, got ", weight[i]);
+      counts.push_back(int32_t(weight[i])), total += weight[i];
+    }
+  }
+  STD_TORCH_CHECK(total <= kMost, what, ": expected fewer than 2^31 vectors in all");
+  Tensor ranks = torch::stable::new_empty(targets, {queries.size(0), targets.size(1)});
+  const Rank op = {data<float>(queries),
+                   of,
+                   targets.size(1),
+                   queries.size(1),
+                   n,
+                   total,
+                   vectors.const_data_ptr(),
+                   weights ? counts.data() : nullptr,
+                   metric == "l2",
+                   ties == "last",
+                   mutable_data<int64_t>(ranks)};
+  const auto& k = kernels().ann_build;
+  const auto kernel = k.rank[dtype_of("tamis.rank_of: vectors", vectors)];
+  constexpr int64_t kTogether = 32;  // queries that share a panel
+  const int64_t count = queries.size(0);
+  over_rows(what.c_str(), (count + kTogether - 1) / kTogether, n * op.d, k.rank_scratch_bytes(op),
+            [&](int64_t begin, int64_t end, void* scratch) {
+              kernel(op, kTogether * begin, end * kTogether < count ? end * kTogether : count, scratch);
+            });
+  return ranks;
+}
+
 }  // namespace
 }  // namespace tamis
 
 STABLE_TORCH_LIBRARY_IMPL(tamis, CPU, m) {
   m.impl("kmeans_assign", TORCH_BOX(&tamis::kmeans_assign));
   m.impl("pq_encode", TORCH_BOX(&tamis::pq_encode));
+  m.impl("rank_of", TORCH_BOX(&tamis::rank_of));
 }

@@ -34,6 +34,12 @@
 #define TAMIS_STATS_BACKWARD "Tensor logits, " TAMIS_STATS_SAVED
 #define TAMIS_STATS_BACKWARD_ "Tensor(a!) logits, " TAMIS_STATS_SAVED
 
+// An index's buffers.
+#define TAMIS_IVF                                                                                                    \
+  "Tensor centroids, float centroid_scale, Tensor order_bias, Tensor score_bias, Tensor start, Tensor block, "       \
+  "Tensor codebooks, Tensor? constants, Tensor codes, Tensor? bytes, float byte_scale, Tensor? half_norms, Tensor? " \
+  "exact, Tensor? ids"
+
 STABLE_TORCH_LIBRARY(tamis, m) {
   // distill
   m.def("distill_loss(Tensor student_logits, " TAMIS_DISTILL);
@@ -117,6 +123,9 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   // ann
   m.def("kmeans_assign(Tensor x, Tensor centroids, str metric=\"l2\") -> (Tensor indices, Tensor distances)");
   m.def("pq_encode(Tensor x, Tensor codebooks, Tensor? directions=None, float eta=1.0, int rounds=10) -> Tensor");
+  m.def(
+      "rank_of(Tensor queries, Tensor targets, Tensor vectors, Tensor? weights=None, str metric=\"ip\", "
+      "str ties=\"first\") -> Tensor");
 
   // sparse_mlp
   m.def("gaussian_topk(Tensor x, SymInt k) -> Tensor");
@@ -153,12 +162,10 @@ STABLE_TORCH_LIBRARY(tamis, m) {
   m.def(
       "rerank(Tensor queries, Tensor candidates, Tensor vectors, SymInt k, str metric=\"ip\") "
       "-> (Tensor values, Tensor indices)");
-  m.def(
-      "ivf_search(Tensor queries, SymInt k, int leaves, int rerank, Tensor centroids, float centroid_scale, "
-      "Tensor order_bias, Tensor score_bias, Tensor start, Tensor block, Tensor codebooks, Tensor? constants, Tensor "
-      "codes, "
-      "Tensor? bytes, float byte_scale, Tensor? half_norms, Tensor? exact, Tensor? ids, str lookup=\"s8\", "
-      "Tensor? allowed=None) -> (Tensor values, Tensor indices)");
+  m.def("ivf_search(Tensor queries, SymInt k, int leaves, int rerank, " TAMIS_IVF
+        ", str lookup=\"s8\", Tensor? allowed=None, bool normalize=False) -> (Tensor values, Tensor indices)");
+  // The bytes of an index whose buffers were checked: see csrc/ann_open.h.
+  m.def("_ivf_open(int d, " TAMIS_IVF ", bool normalize) -> Tensor");
 
   m.def("_isa() -> str");
   m.def("_use_isa(str isa) -> str");

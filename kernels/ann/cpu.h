@@ -69,6 +69,7 @@ struct Ivf {
 struct Search {  // queries begin..end
   const Ivf* index;
   const float* queries;  // [queries, d]
+  bool normalize;        // to length 1
   int64_t k, leaves, rerank;
   Lookup lookup;
   const uint64_t* allowed;  // by position

@@ -333,6 +333,8 @@ const AnnBuildKernels ann_build = {
     {assign_tables[0], assign_tables[1]},
     {assign_scratch_bytes[0], assign_scratch_bytes[1]},
     assign_kernels,
+    rank_scratch_bytes,
+    rank_kernels,
 };
 
 }  // namespace tamis::TAMIS_ISA

@@ -23,6 +23,7 @@ struct Query {
   Collector to;
   Table table;
   const float* x;
+  float* unit;    // [d]: x of length 1, where that is asked for
   int8_t* bytes;  // [d to kStep]: round(x / scale)
   float scale;
   int32_t sum;  // of bytes
@@ -62,7 +63,7 @@ struct Space {
       Query q;
       q.to.found = arena.take<Candidate>(capacity), q.to.capacity = capacity;
       q.table.entries = arena.take<uint8_t>(table_bytes(ivf.codes.bits, ivf.codes.parts));
-      q.bytes = arena.take<int8_t>(padded(ivf.d, kStep));
+      q.unit = arena.take<float>(op.normalize ? ivf.d : 0), q.bytes = arena.take<int8_t>(padded(ivf.d, kStep));
       q.list = arena.take<int32_t>(lists), q.add = arena.take<int32_t>(lists);
       if (queries) queries[i] = q;  // null where only the size is asked for
     }
@@ -82,6 +83,19 @@ int64_t tile_of(const Search& op, int64_t queries) {
 }
 
 int64_t scratch_bytes(const Search& op, int64_t queries) { return size_of(op, tile_of(op, queries)); }
+
+void take_query(const Search& op, int64_t query, Query& q) {
+  const int64_t d = op.index->d;
+  const float* const x = op.queries + query * d;
+  q.x = op.normalize ? q.unit : x;
+  if (!op.normalize) return;
+  F32 squares = {};
+  int64_t i = 0;
+  for (; i + TAMIS_LANES <= d; i += TAMIS_LANES) squares += load(x + i) * load(x + i);
+  if (i < d) squares += load_tail(x + i, d - i, 0) * load_tail(x + i, d - i, 0);
+  const float by = 1 / max(sqrtf(reduce_add(squares)), 1e-12f);
+  for (i = 0; i < d; ++i) q.unit[i] = x[i] * by;
+}
 
 void quantize(const Ivf& ivf, Query& q) {
   F32 most = F32{} + 1e-30f;
@@ -347,7 +361,7 @@ template <class Layout, Lookup kLookup>
 void search_one(const Search& op, int64_t query, const Space& space) {
   const Ivf& ivf = *op.index;
   Query* const q = space.queries;
-  q->x = op.queries + query * ivf.d;
+  take_query(op, query, *q);
   quantize(ivf, *q);
   tabulate<kLookup>(ivf, *q, space.lut);
   prepare_lists<1>(op, &q, space);
@@ -364,7 +378,7 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
   const Ivf& ivf = *op.index;
   Query* const queries = space.queries;
   memset(space.head, 0, (ivf.leaves + 1) * sizeof *space.head);
-  for (int64_t i = 0; i < n; ++i) queries[i].x = op.queries + (begin + i) * ivf.d;
+  for (int64_t i = 0; i < n; ++i) take_query(op, begin + i, queries[i]);
   for (int64_t i = 0; i < n; i += kMostQueries) {
     Query* some[kMostQueries];
     for (int64_t j = 0; j < kMostQueries; ++j) {

@@ -40,6 +40,17 @@ struct Assign {
   void* distances;      // out: R [n], squared; of ip inner products
 };
 
+struct Rank {                  // queries begin..end
+  const float* queries;        // [queries, d]
+  const int64_t* targets;      // [queries, count]: rows of vectors; < 0: nobody
+  int64_t count, d, n, total;  // total: of the weights
+  const void* vectors;         // [n, d] of a dtype
+  const int32_t* weights;      // [n], as how many vectors each counts, below 2^31 in all; null: 1
+  bool l2;                     // nearer is a smaller distance; else a larger inner product
+  bool last;                   // of equals each gets the last place; else the first
+  int64_t* ranks;              // out: [queries, count], from 1; -1 of nobody
+};
+
 // By R, float and double: tables are what a kernel reads instead of what it is given, made once for all rows.
 template <class Given>
 struct Tables {
@@ -54,6 +65,8 @@ struct AnnBuildKernels {  // rows begin..end
   Tables<Centroids> assign_tables[2];
   int64_t (*assign_scratch_bytes[2])(const Centroids& centroids);
   const RowKernel<Assign>* assign;
+  int64_t (*rank_scratch_bytes)(const Rank& op);
+  const RowKernel<Rank>* rank;  // by the vectors' dtype; there is none for double
 };
 
 namespace v2 {

@@ -1,4 +1,6 @@
-from typing import TypedDict
+from typing import Any, TypedDict
+
+import numpy as np
 
 class _IsaReport(TypedDict):
     compiled: list[str]
@@ -7,6 +9,9 @@ class _IsaReport(TypedDict):
     cpu: str
     features: dict[str, bool]
 
+def search(
+    index: int, query: np.ndarray[Any, Any], k: int, leaves: int, rerank: int, u16: bool
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None: ...
 def isa_report() -> _IsaReport: ...
 def cache_sizes() -> dict[str, int]: ...
 def probe(kind: str, isa: str = "", seconds: float = 0.1, bytes: int = ..., threads: int = 1) -> float: ...

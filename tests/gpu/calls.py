@@ -12,7 +12,7 @@ from tamis.testing import op_examples
 from torch.utils._pytree import tree_leaves
 
 SAME_BITS = {"importance_sample"}  # as everywhere, of float32
-FLOAT32 = SAME_BITS | {"ivf_search", "pq_lut", "pq_scan", "rerank"}  # whatever the leg: quantized from it
+FLOAT32 = SAME_BITS | {"ivf_search", "pq_lut", "pq_scan", "rank_of", "rerank"}  # whatever the leg: quantized from it
 LEGS = [  # of the floats; where numbers that are not per row lie
     (torch.float32, "device"),
     (torch.float32, "host"),

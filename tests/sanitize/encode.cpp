@@ -167,6 +167,57 @@ void check_assign(Dtype dtype, int64_t n, int64_t d, int64_t count, bool ip, int
   }
 }
 
+// Of few whole numbers, whose scores are exact, so that many are equal.
+void check_rank(Dtype dtype, int64_t queries, int64_t n, int64_t d, int64_t count, bool l2, bool last, bool weighted) {
+  std::mt19937 random(unsigned(queries * 131 + n * 17 + d * 3 + count));
+  Array<float> q(queries * d);
+  for (float& x : q) x = float(random() % 5) - 2;
+  Logits x(dtype, n, d, 0);
+  for (int64_t r = 0; r < n; ++r)
+    for (int64_t i = 0; i < d; ++i) x.put(r, i, random() % 2 ? kTwenty : kTwentyOne);
+  if (n > 3) x.put(2, d - 1, kNan);
+  Array<int64_t> targets(queries * count), ranks(queries * count);
+  for (int64_t& t : targets) t = int64_t(random() % (n + 1)) - 1;
+  Array<int32_t> weights(n);
+  int64_t total = 0;
+  for (int32_t& w : weights) w = weighted ? int32_t(random() % 3) : 1, total += w;
+  const Rank op = {q.data(), targets.data(), count,           d,
+                   n,        total,          x.memory.data(), weighted ? weights.data() : nullptr,
+                   l2,       last,           ranks.data()};
+  const auto& kernels = TAMIS_ISA::ann_build;
+  in_two_threads(queries, kernels.rank_scratch_bytes(op),
+                 [&](int64_t begin, int64_t end, void* scratch) { kernels.rank[dtype](op, begin, end, scratch); });
+  for (int64_t i = 0; i < queries; ++i) {
+    const auto score = [&](int64_t of) {
+      double sum = 0;
+      for (int64_t j = 0; j < d; ++j) {
+        const double a = q[i * d + j], b = x.at(of, j);
+        sum += l2 ? -(a - b) * (a - b) : a * b;
+      }
+      return sum;
+    };
+    for (int64_t t = 0; t < count; ++t) {
+      const int64_t of = targets[i * count + t];
+      int64_t want = last ? 0 : 1;
+      for (int64_t j = 0; of >= 0 && j < n; ++j)
+        want += score(j) > score(of) || (last && score(j) == score(of)) ? weights[j] : 0;
+      if (of >= 0 && std::isnan(score(of))) want = total;
+      if (of < 0) want = -1;
+      expect(ranks[i * count + t] == want, "rank", dtype, dtype, d, double(ranks[i * count + t]), double(want));
+    }
+  }
+}
+
+void check_ranks() {
+  for (Dtype dtype : {f32, f16, bf16})
+    for (int64_t queries : {1, 2, 15, 16, 17, 33, 300})
+      for (int64_t n : {1, 3, 4, 5, 12, 33, 97})
+        for (int64_t d : {1, 4, 17, 33})
+          if (queries < 100 || n == 33)
+            for (int64_t count : {1, 3, 5, 13})
+              check_rank(dtype, queries, n, d, count, (n + count) % 2, (n + d) % 2, (d + count) % 4 < 2);
+}
+
 template <class R>
 void check_all(Dtype dtype) {
   struct Shape {
@@ -198,6 +249,7 @@ void check_far() {
 
 int main() {
   check_far();
+  check_ranks();
   check_all<float>(f32);
   check_all<double>(f64);
   check_all<float>(f16);

@@ -13,7 +13,7 @@ drive() {  # runner, compiler, isa, lanes, flags
   build "$@" -ffp-contract=fast tests/sanitize/choose.cpp
   build "$@" -ffp-contract=fast tests/sanitize/topk.cpp kernels/sparse_mlp/cpu_*.cpp
   build "$@" -ffp-contract=fast tests/sanitize/mlp.cpp kernels/sparse_mlp/cpu_*.cpp
-  build "$@" -ffp-contract=fast tests/sanitize/encode.cpp kernels/ann/cpu_assign.cpp kernels/ann/cpu_encode.cpp
+  build "$@" -ffp-contract=fast tests/sanitize/encode.cpp kernels/ann/cpu_{assign,encode,rank}.cpp
 }
 
 build() {

@@ -3,7 +3,7 @@
 from .assign import Assignment, kmeans_assign
 from .encode import anisotropic_eta, pq_decode, pq_encode
 from .index import Index
-from .ops import SearchResult, ivf_search, pack_codes, pq_lut, pq_scan, rerank
+from .ops import SearchResult, ivf_search, pack_codes, pq_lut, pq_scan, rank_of, rerank
 from .spec import Spec, Tuning
 from .train import fit_order_weight, kmeans, train_codebooks
 
@@ -23,6 +23,7 @@ __all__ = [
     "pq_encode",
     "pq_lut",
     "pq_scan",
+    "rank_of",
     "rerank",
     "train_codebooks",
 ]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import _native
 from ..common.checks import check_dense, check_integer, fail
 from . import store
 from .ops import EXACT, SearchResult
@@ -38,6 +39,7 @@ class Index(nn.Module):
             self.register_buffer(name, parts[name])
         self.d, self.metric, self.spec, self.tuning = int(parts["d"]), metric, spec, tuning
         self.centroid_scale, self.byte_scale = float(parts["centroid_scale"]), float(parts["byte_scale"])
+        self._opened: tuple[int, tuple[Tensor | None, ...]] | None = None
 
     @classmethod
     def build(
@@ -66,6 +68,9 @@ class Index(nn.Module):
     ) -> SearchResult:
         """The k nearest of each query, among the lists that the tuning says.
 
+        One query in float32 without a filter goes straight to the kernel, past torch's dispatcher, with the same
+        result; an index is checked for that at its first search.
+
         Args:
             queries: [q, d] or [d], of vectors' dtypes, finite; numpy's give numpy's.
             k: at least 1; where fewer are found the rest is -1.
@@ -76,6 +81,9 @@ class Index(nn.Module):
         Raises:
             TypeError, ValueError: an argument, before any work.
         """
+        how = self.tuning if tuning is None else tuning
+        if filter is None and (found := self._alone(queries, k, how)) is not None:
+            return found
         fn = "Index.search"
         x = torch.from_numpy(queries) if isinstance(queries, np.ndarray) else check_dense(fn, "queries", queries)
         one = x.dim() == 1
@@ -86,18 +94,62 @@ class Index(nn.Module):
         x = (x.unsqueeze(0) if one else x).to(torch.float32).contiguous()
         if not bool(x.isfinite().all()):
             fail(fn, "queries", "finite numbers", "inf or NaN")
-        if self.metric == "cosine":
-            x = torch.nn.functional.normalize(x)
         if check_integer(fn, "k", k) < 1:
             fail(fn, "k", "at least 1", k)
-        how = self.tuning if tuning is None else tuning
-        found = torch.ops.tamis.ivf_search(
-            x, k, how.leaves, how.rerank, self.centroids, self.centroid_scale, self.order_bias, self.score_bias,
-            self.start, self.block, self.codebooks, self.constants, self.codes, self.bytes, self.byte_scale,
-            self.half_norms, self.exact, self.rows if self.ids is None else self.ids, how.lookup, self._allowed(filter),
-        )  # fmt: skip
+        allowed, cosine = self._allowed(filter), self.metric == "cosine"
+        found = torch.ops.tamis.ivf_search(x, k, how.leaves, how.rerank, *self._buffers(), how.lookup, allowed, cosine)
         result = [t[0] if one else t for t in found]
         return SearchResult(*(t.numpy() if isinstance(queries, np.ndarray) else t for t in result))
+
+    def _buffers(self) -> tuple[Any, ...]:
+        return (
+            self.centroids, self.centroid_scale, self.order_bias, self.score_bias, self.start, self.block,
+            self.codebooks, self.constants, self.codes, self.bytes, self.byte_scale, self.half_norms, self.exact,
+            self.rows if self.ids is None else self.ids,
+        )  # fmt: skip
+
+    def _alone(self, queries: Array, k: int, how: Tuning) -> SearchResult | None:
+        """Of one query; None where it is not one that needs no more checks."""
+        if torch.compiler.is_compiling():
+            return None
+        given = type(queries) is Tensor
+        if given:
+            if queries.dtype != torch.float32 or not queries.is_cpu or queries.requires_grad:
+                return None
+            queries = queries.numpy()
+        if type(queries) is not np.ndarray or type(k) is not int:
+            return None
+        opened = self._opened or self._open()
+        found = opened and _native.search(opened[0], queries, k, how.leaves, how.rerank, how.lookup == "u16")
+        if not found:
+            return None
+        distances, indices = found
+        return SearchResult(torch.from_numpy(distances), torch.from_numpy(indices)) if given else SearchResult(*found)
+
+    def _open(self) -> tuple[int, tuple[Tensor | None, ...]] | None:
+        """The address of what _native.search takes, and all that must live as long."""
+        if self.start.device.type != "cpu":
+            return None
+        buffers = self._buffers()
+        held = torch.ops.tamis._ivf_open(self.d, *buffers, self.metric == "cosine")
+        self._opened = held.data_ptr(), (held, *(b for b in buffers if isinstance(b, Tensor)))
+        return self._opened
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Index":
+        self._opened = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._opened = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in BUFFERS:
+            self._opened = None
+        super().__setattr__(name, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}  # an address is this process's
 
     def _allowed(self, filter: Array | None) -> Tensor | None:
         if filter is None:

@@ -15,6 +15,7 @@ LOOKUPS = ("s8", "u16")
 METRICS = ("ip", "l2")
 EXACT = (torch.float32, torch.bfloat16, torch.float16)
 POSITIONS = 2**32  # a candidate keeps its position in 32 bits
+RANKS = 2**31
 
 
 class SearchResult(NamedTuple):
@@ -176,11 +177,61 @@ def rerank(
     return SearchResult(*op(queries, candidates, vectors, k, metric))
 
 
+def rank_of(
+    queries: Tensor, targets: Tensor, vectors: Tensor, *, weights: Tensor | None = None, metric: str = "ip",
+    ties: str = "first", impl: str = "auto",
+) -> Tensor:  # fmt: skip
+    """Of each target, how many vectors are as near to its query or nearer: by counting, without a sort or scores held.
+
+    With the vectors of one level of an index, decoded, what a search to this level must look at to meet its neighbours
+    (2301.01702, section 4): centroids with their lists' sizes as weights and ties="last", or codes decoded.
+
+    Args:
+        queries: [q, d], float32, finite.
+        targets: int64 [q, t], rows of vectors; negative ones are nobody.
+        vectors: [n, d], float32, bfloat16 or float16, finite; compared in float32, equal ones as equal.
+        weights: int64 [n], not negative: as how many vectors each counts; None: 1. Below 2^31 in all.
+        metric: "ip", the inner product, or "l2", the distance.
+        ties: "first": 1 and the weights of all that are nearer; "last": the weights of all that are nearer or as near.
+        impl: "auto", "reference" or "cpu".
+    Returns:
+        Tensor: int64 [q, t]; -1 of nobody. Of a target whose score is NaN all weights together.
+    Raises:
+        TypeError, ValueError: an argument, before any work.
+    """
+    fn = "rank_of"
+    queries, targets = (
+        _matrix(fn, "queries", queries, (torch.float32,)),
+        _matrix(fn, "targets", targets, (torch.int64,)),
+    )
+    vectors = _matrix(fn, "vectors", vectors, EXACT)
+    check_like(fn, "targets", targets, (len(queries), targets.shape[1]), queries.device)
+    check_like(fn, "vectors", vectors, (len(vectors), queries.shape[1]), queries.device)
+    check_choice(fn, "metric", metric, METRICS)
+    check_choice(fn, "ties", ties, ("first", "last"))
+    if targets.numel() and int(targets.max()) >= len(vectors):
+        fail(fn, "targets", f"rows of vectors, below {len(vectors)}", int(targets.max()))
+    if weights is not None:
+        weights = check_dense(fn, "weights", weights).contiguous()
+        if weights.dtype != torch.int64:
+            fail(fn, "weights", "int64", weights.dtype, TypeError)
+        check_like(fn, "weights", weights, (len(vectors),), queries.device)
+        if len(weights) and int(weights.min()) < 0:
+            fail(fn, "weights", "no negative numbers", int(weights.min()))
+    total = len(vectors) if weights is None else int(weights.sum())
+    if total >= RANKS:
+        fail(fn, "vectors" if weights is None else "weights", "fewer than 2^31 in all", total)
+    choice = choose(fn, impl, queries)
+    op: Any = reference.rank_of if choice.backend == "reference" else torch.ops.tamis.rank_of.default
+    ranks: Tensor = op(queries, targets, vectors, weights, metric, ties)
+    return ranks
+
+
 def ivf_search(
     queries: Tensor, k: int, leaves: int, rerank: int, centroids: Tensor, centroid_scale: float, order_bias: Tensor,
     score_bias: Tensor, start: Tensor, block: Tensor, codebooks: Tensor, constants: Tensor | None, codes: Tensor,
     bytes: Tensor | None, byte_scale: float, half_norms: Tensor | None, exact: Tensor | None, ids: Tensor | None, *,
-    lookup: str = "s8", allowed: Tensor | None = None, impl: str = "auto",
+    lookup: str = "s8", allowed: Tensor | None = None, normalize: bool = False, impl: str = "auto",
 ) -> SearchResult:  # fmt: skip
     """What `Index.search` runs: lists whose centroids are near, their codes, then bytes and vectors of the best.
 
@@ -205,6 +256,7 @@ def ivf_search(
         ids: int64 [n], what is returned instead of positions.
         lookup: as pq_scan.
         allowed: bool [n], by position.
+        normalize: queries are scaled to length 1.
         impl: "auto", "reference" or "cpu".
     Returns:
         SearchResult: [q, k]; -1 where there is nobody.
@@ -221,7 +273,7 @@ def ivf_search(
         centroids, centroid_scale, order_bias, score_bias, start, block, codebooks, constants, codes, bytes, byte_scale,
         half_norms, exact, ids,
     )  # fmt: skip
-    return SearchResult(*op(queries, *numbers, *buffers, lookup, allowed))
+    return SearchResult(*op(queries, *numbers, *buffers, lookup, allowed, normalize))
 
 
 def _found(like: Tensor, queries: int, k: int) -> tuple[Tensor, Tensor]:
@@ -243,4 +295,5 @@ register(
 )
 register("pq_scan", fake=lambda lut, codes, n, k, *_: _found(lut, len(lut), k), reference=reference.pq_scan)
 register("rerank", fake=lambda queries, candidates, *a: _found(queries, len(queries), a[1]), reference=reference.rerank)
+register("rank_of", fake=lambda queries, targets, *_: torch.empty_like(targets), reference=reference.rank_of)
 register("ivf_search", fake=lambda queries, k, *_: _found(queries, len(queries), k), reference=reference.ivf_search)

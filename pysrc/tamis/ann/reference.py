@@ -93,6 +93,22 @@ def pq_scan(
     return (values.float() / scale[:, None] + offset[:, None]).float(), indices
 
 
+def rank_of(
+    queries: Tensor, targets: Tensor, vectors: Tensor, weights: Tensor | None = None, metric: str = "ip",
+    ties: str = "first",
+) -> Tensor:  # fmt: skip
+    """A query at a time, its scores as sums of the same numbers in the same order, so that equal vectors are equal."""
+    ranks, x = torch.empty_like(targets), vectors.to(queries.dtype)
+    each = torch.ones(len(x), dtype=torch.int64, device=x.device) if weights is None else weights
+    for q, row in zip(queries, range(len(queries)), strict=True):
+        scores = (q * x if metric == "ip" else -(q - x).square()).sum(1)
+        own = scores[targets[row].clamp_min(0)] if len(x) else q.new_zeros(targets.shape[1])
+        nearer = ((scores > own[:, None]) * each).sum(1)
+        place = nearer + (1 if ties == "first" else ((scores == own[:, None]) * each).sum(1))
+        ranks[row] = torch.where(own.isnan(), each.sum(), place).masked_fill(targets[row] < 0, -1)
+    return ranks
+
+
 def rerank(queries: Tensor, candidates: Tensor, vectors: Tensor, k: int, metric: str = "ip") -> tuple[Tensor, Tensor]:
     rows = vectors[candidates.clamp_min(0)].float() if len(vectors) else queries.new_zeros(*candidates.shape, 1)
     if metric == "l2":
@@ -108,9 +124,10 @@ def ivf_search(
     queries: Tensor, k: int, leaves: int, rerank: int, centroids: Tensor, centroid_scale: float, order_bias: Tensor,
     score_bias: Tensor, start: Tensor, block: Tensor, codebooks: Tensor, constants: Tensor | None, codes: Tensor,
     bytes: Tensor | None, byte_scale: float, half_norms: Tensor | None, exact: Tensor | None, ids: Tensor | None,
-    lookup: str = "s8", allowed: Tensor | None = None,
+    lookup: str = "s8", allowed: Tensor | None = None, normalize: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A query at a time, its lists whole; sums do not saturate, and nothing is passed over by a threshold."""
+    queries = torch.nn.functional.normalize(queries) if normalize else queries
     d, lists, each = queries.shape[1], order_bias.numel(), 32 if codebooks.shape[2] == 16 else 64
     of_lists = (centroids.view(-1, (d + 3) // 4, 16, 4).transpose(1, 2).reshape(-1, (d + 3) // 4 * 4))[:lists, :d]
     of_lists = (of_lists.float() - 128) * centroid_scale

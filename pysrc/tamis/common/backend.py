@@ -16,7 +16,7 @@ from .checks import check_choice, fail
 IMPLEMENTATIONS = ("auto", "reference", "cpu", "triton", "cuda")
 # Whose kernels an op has on a GPU, where they are not Triton's alone.
 _BOTH = ("triton", "cuda")
-_ANN = ("ivf_search", "kmeans_assign", "pq_encode", "pq_lut", "pq_scan", "rerank")
+_ANN = ("ivf_search", "kmeans_assign", "pq_encode", "pq_lut", "pq_scan", "rank_of", "rerank")
 ON_GPU: dict[str, tuple[str, ...]] = {
     "distill_loss": _BOTH,
     "topk": ("cuda",),

@@ -208,6 +208,12 @@ def _rerank(metric: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (_logits(0, 2, 5), candidates, _logits(1, 6, 5), 3, metric), {}
 
 
+def _rank_of(metric: str, ties: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    vectors = _logits(1, 20, 5)[torch.arange(30) % 20]  # ten come twice
+    weights = torch.arange(30) % 4 if ties == "last" else None
+    return (_logits(0, 3, 5), torch.tensor([[0, 25, -1]] * 3), vectors, weights, metric, ties), {}
+
+
 def _ivf_search(bits: int, l2: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Two lists, of 30 vectors and of 10; k so that all reach the exact comparison."""
     x, parts = _logits(1, 40, 6), 4
@@ -244,6 +250,7 @@ def op_examples() -> dict[str, list[Example]]:
         "pq_scan": [partial(_pq_scan, bits, name, name == "s8") for bits in (4, 6) for name in ("s8", "u16")],
         "rerank": [partial(_rerank, metric) for metric in ("ip", "l2")],
         "ivf_search": [partial(_ivf_search, bits, l2) for bits in (4, 6) for l2 in (False, True)],
+        "rank_of": [partial(_rank_of, metric, ties) for metric, ties in (("ip", "last"), ("l2", "first"))],
         "pq_encode": [partial(_pq_encode, centroids, eta) for centroids, eta in ((4, 1.0), (16, 4.0), (20, 4.0))],
         "deviation_stats": [_deviation_stats, _deviation_stats_every_option],
         "disagreement": [partial(_disagreement, kind) for kind in KINDS],
