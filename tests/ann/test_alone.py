@@ -102,7 +102,8 @@ def test_buffers_live_as_long_as_the_address(index):
     mine.search(Q[0])
     kept = mine._opened
     mine.codes = torch.zeros_like(mine.codes)
-    found = _native.search(kept[0], Q[0].numpy(), 10, 60, 90, False)
+    how = index.tuning
+    found = _native.search(kept[0], Q[0].numpy(), 10, how.leaves, how.rerank, False)
     assert torch.equal(torch.from_numpy(found[1]), index.search(Q[0]).indices)
 
 

@@ -97,11 +97,11 @@ class Index(nn.Module):
         if check_integer(fn, "k", k) < 1:
             fail(fn, "k", "at least 1", k)
         allowed, cosine = self._allowed(filter), self.metric == "cosine"
-        found = torch.ops.tamis.ivf_search(x, k, how.leaves, how.rerank, *self._buffers(), how.lookup, allowed, cosine)
+        found = torch.ops.tamis.ivf_search(x, k, how.leaves, how.rerank, *self._ivf(), how.lookup, allowed, cosine)
         result = [t[0] if one else t for t in found]
         return SearchResult(*(t.numpy() if isinstance(queries, np.ndarray) else t for t in result))
 
-    def _buffers(self) -> tuple[Any, ...]:
+    def _ivf(self) -> tuple[Any, ...]:
         return (
             self.centroids, self.centroid_scale, self.order_bias, self.score_bias, self.start, self.block,
             self.codebooks, self.constants, self.codes, self.bytes, self.byte_scale, self.half_norms, self.exact,
@@ -130,7 +130,7 @@ class Index(nn.Module):
         """The address of what _native.search takes, and all that must live as long."""
         if self.start.device.type != "cpu":
             return None
-        buffers = self._buffers()
+        buffers = self._ivf()
         held = torch.ops.tamis._ivf_open(self.d, *buffers, self.metric == "cosine")
         self._opened = held.data_ptr(), (held, *(b for b in buffers if isinstance(b, Tensor)))
         return self._opened
