@@ -112,19 +112,18 @@ class Index(nn.Module):
         """Of one query; None where it is not one that needs no more checks."""
         if torch.compiler.is_compiling():
             return None
-        given = type(queries) is Tensor
-        if given:
+        array: Any = queries
+        if type(queries) is Tensor:
             if queries.dtype != torch.float32 or not queries.is_cpu or queries.requires_grad:
                 return None
-            queries = queries.numpy()
-        if type(queries) is not np.ndarray or type(k) is not int:
+            array = queries.numpy()
+        if type(array) is not np.ndarray or type(k) is not int:
             return None
         opened = self._opened or self._open()
-        found = opened and _native.search(opened[0], queries, k, how.leaves, how.rerank, how.lookup == "u16")
+        found = opened and _native.search(opened[0], array, k, how.leaves, how.rerank, how.lookup == "u16")
         if not found:
             return None
-        distances, indices = found
-        return SearchResult(torch.from_numpy(distances), torch.from_numpy(indices)) if given else SearchResult(*found)
+        return SearchResult(*(found if array is queries else map(torch.from_numpy, found)))
 
     def _open(self) -> tuple[int, tuple[Tensor | None, ...]] | None:
         """The address of what _native.search takes, and all that must live as long."""
@@ -137,7 +136,8 @@ class Index(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Index":
         self._opened = None
-        return super()._apply(fn, recurse)
+        moved: Index = super()._apply(fn, recurse)
+        return moved
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._opened = None
