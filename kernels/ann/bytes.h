@@ -77,11 +77,11 @@ inline I32 rounded(F32 x) {
 #endif
 }
 
-inline uint64_t greater(S8 a, int8_t than) {  // a bit each
+inline uint64_t not_less(S8 a, int8_t than) {  // a bit each
 #if TAMIS_LANES == 16
-  return simde_mm512_cmpgt_epi8_mask((Register)a, simde_mm512_set1_epi8(than));
+  return ~simde_mm512_cmpgt_epi8_mask(simde_mm512_set1_epi8(than), (Register)a);
 #else
-  return (uint32_t)TAMIS_SIMDE(movemask_epi8)((Register)(a > than));
+  return (uint32_t)TAMIS_SIMDE(movemask_epi8)((Register)(a >= than));
 #endif
 }
 

@@ -242,18 +242,20 @@ void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allow
   constexpr int kShift = kLookup == Lookup::s8 ? 0 : 8;
   const Run run = run_of(ivf, q.list[0], q.list[0]);
   uint32_t bins[256] = {};
-  const int8_t bias = 0;
   const float share = from == kShare && q.lists > 1 ? kOfBest : 1;
   const int64_t wanted = (int64_t)(share * rerank) + 1;
   int bin = 0;
   if (from != kLowest) {
-    alignas(64) V values[1][kBlock];
+    alignas(64) V values[kBlock];
+    const S8 start = Layout::start(0);
     for (int64_t first = 0; first < run.vectors; first += Layout::kVectors) {
+      Sums<Layout, kLookup> sums;
       Layout::template sums<1>(run.blocks + first / Layout::kVectors * run.bytes, ivf.codes.parts, &q.table.entries,
-                               &bias, values);
+                               &start, &sums);
+      sums.put(values);
       const uint64_t some = allowed ? bits_at(allowed, run.position + first) : ~uint64_t(0);
       for (int64_t i = 0; i < least(run.vectors - first, Layout::kVectors); ++i)
-        bins[kLookup == Lookup::s8 ? values[0][i] + 128 : values[0][i] >> kShift] += some >> i & 1;
+        bins[kLookup == Lookup::s8 ? values[i] + 128 : values[i] >> kShift] += some >> i & 1;
     }
     int64_t count = 0;
     for (bin = 255; bin > 0 && (count += bins[bin]) < wanted;) --bin;
@@ -269,7 +271,7 @@ template <class Layout, Lookup kLookup>
 void scan_lists(const Ivf& ivf, Query& q, const uint64_t* allowed) {
   for (int64_t i = 0; i < q.lists; ++i) {
     const Asker asker = {&q.to, q.table.entries, q.add[i]};
-    if (Aim<kLookup>(asker).passes_none()) continue;
+    if (Aim<kLookup>(asker).passes_none(asker)) continue;
     scan<Layout, kLookup, 1>(run_of(ivf, q.list[i], q.list[i + 1 < q.lists ? i + 1 : i]), ivf.codes.parts, &asker,
                              allowed);
   }
@@ -413,7 +415,7 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
     for (; at < space.head[l]; ++at) {
       Query& q = queries[space.asking[at]];
       askers[count] = {&q.to, q.table.entries, space.adds[at]};
-      if (Aim<kLookup>(askers[count]).passes_none()) continue;
+      if (Aim<kLookup>(askers[count]).passes_none(askers[count])) continue;
       if (++count == kMostQueries)
         scan_each<Layout, kLookup>(run, ivf.codes.parts, askers, count, op.allowed), count = 0;
     }

@@ -85,9 +85,9 @@ struct Asker {
 };
 
 template <Lookup kLookup>
-struct Aim {  // what a query's sums start from, and what they must exceed
+struct Aim {  // what a query's sums start from, and what they must reach; a collector asks again
   static constexpr int kLeast = kLookup == Lookup::s8 ? -128 : 0, kMost = kLookup == Lookup::s8 ? 127 : 65535;
-  int bias = 0, than = kMost;
+  int bias = 0, least = kMost;
 
   Aim() = default;
   explicit Aim(const Asker& q) {
@@ -95,11 +95,11 @@ struct Aim {  // what a query's sums start from, and what they must exceed
     if (kLookup == Lookup::s8 && apart > kHigh) bias = (int)clamped<int64_t>(kHigh - apart, kLeast, 0);
     raise(q);
   }
-  void raise(const Asker& q) {
-    than = (int)clamped<int64_t>((int64_t)q.to->threshold - q.add + bias - 1, kLeast - 1, kMost);
-  }
-  bool passes_none() const { return than == kMost; }
-  bool passes_all() const { return than < kLeast; }
+  void raise(const Asker& q) { least = (int)clamped<int64_t>(wanted(q), kLeast, kMost); }
+  bool passes_none(const Asker& q) const { return wanted(q) > kMost; }
+
+ private:
+  int64_t wanted(const Asker& q) const { return (int64_t)q.to->threshold - q.add + bias; }
 };
 
 inline uint64_t bits_at(const uint64_t* bits, int64_t at) {  // 64 of them; a word more than needed may be read
@@ -109,16 +109,30 @@ inline uint64_t bits_at(const uint64_t* bits, int64_t at) {  // 64 of them; a wo
 
 inline constexpr int kMostQueries = 4;  // that share what is read of a block
 
+// Apart from the scan, which seldom comes here and needs all registers.
+template <class Layout, Lookup kLookup>
+__attribute__((noinline)) void collect(const Sums<Layout, kLookup>& sums, uint64_t found, int64_t first,
+                                       const Asker& query, Aim<kLookup>& aim) {
+  alignas(64) Value<kLookup> values[kBlock];
+  sums.put(values);
+  const int32_t add = query.add - aim.bias;
+  for (; found; found &= found - 1) {
+    const int i = __builtin_ctzll(found);
+    query.to->add(values[i] + add, (uint32_t)(first + i));
+  }
+  aim.raise(query);
+}
+
 template <class Layout, Lookup kLookup, int kQueries>
 void scan(const Run& run, int64_t parts, const Asker* queries, const uint64_t* allowed) {
-  using V = Value<kLookup>;
   constexpr int64_t kVectors = Layout::kVectors;
   const uint8_t* tables[kQueries];
   Aim<kLookup> aims[kQueries];
-  int8_t bias[kQueries];
-  for (int q = 0; q < kQueries; ++q)
-    tables[q] = queries[q].table, aims[q] = Aim<kLookup>(queries[q]), bias[q] = (int8_t)aims[q].bias;
-  alignas(64) V values[kQueries][kBlock];
+  S8 starts[kQueries];
+  for (int q = 0; q < kQueries; ++q) {
+    tables[q] = queries[q].table, aims[q] = Aim<kLookup>(queries[q]);
+    starts[q] = Layout::start((int8_t)aims[q].bias);
+  }
   const uint8_t* codes = run.blocks;
   const int64_t blocks = (run.vectors + kVectors - 1) / kVectors;
   for (int64_t block = 0; block < blocks; ++block, codes += run.bytes) {
@@ -129,17 +143,14 @@ void scan(const Run& run, int64_t parts, const Asker* queries, const uint64_t* a
     if (kVectors == 32) counts &= 0xffffffff;
     if (allowed) counts &= bits_at(allowed, run.position + first);
     if (!counts) continue;
-    Layout::template sums<kQueries>(codes, parts, tables, bias, values);
-    for (int q = 0; q < kQueries; ++q) {
-      uint64_t found = (aims[q].passes_all() ? ~uint64_t(0) : above<Layout>(values[q], aims[q].than)) & counts;
-      if (__builtin_expect(!found, 1)) continue;
-      const int32_t add = queries[q].add - aims[q].bias;
-      for (; found; found &= found - 1) {
-        const int i = __builtin_ctzll(found);
-        queries[q].to->add(values[q][i] + add, (uint32_t)(run.position + first + i));
-      }
-      aims[q].raise(queries[q]);
-    }
+    Sums<Layout, kLookup> sums[kQueries];
+    Layout::template sums<kQueries>(codes, parts, tables, starts, sums);
+    uint64_t found[kQueries], any = 0;
+#pragma GCC unroll 4
+    for (int q = 0; q < kQueries; ++q) found[q] = sums[q].at_least(aims[q].least) & counts, any |= found[q];
+    if (__builtin_expect(!any, 1)) continue;
+    for (int q = 0; q < kQueries; ++q)
+      if (found[q]) collect<Layout, kLookup>(sums[q], found[q], run.position + first, queries[q], aims[q]);
   }
 }
 

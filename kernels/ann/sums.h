@@ -21,21 +21,18 @@ using Value = typename ValueOf<kLookup>::type;
 
 inline U8 select(uint8_t mask, U8 a, U8 b) { return (a & mask) | (b & (uint8_t)~mask); }
 
-// Two sums of 16 vectors each, in the 16 bytes of each lane, to 32 of them.
-inline void join(S8 low, S8 high, int8_t* out) {
+// Two sums of 16 vectors each, in the 16 bytes of each lane, to 32 of them: to as many registers as those fill.
+inline void join(S8 low, S8 high, S8* out) {
 #if TAMIS_LANES == 16
   const S8 outer = add_saturated((S8)__builtin_shufflevector((I64)low, (I64)high, 0, 1, 2, 3, 8, 9, 10, 11),
                                  (S8)__builtin_shufflevector((I64)low, (I64)high, 4, 5, 6, 7, 12, 13, 14, 15));
-  const S8 all = add_saturated((S8)__builtin_shufflevector((I64)outer, (I64)outer, 0, 1, 4, 5, 0, 1, 4, 5),
-                               (S8)__builtin_shufflevector((I64)outer, (I64)outer, 2, 3, 6, 7, 2, 3, 6, 7));
-  memcpy(out, &all, 32);
+  out[0] = add_saturated((S8)__builtin_shufflevector((I64)outer, (I64)outer, 0, 1, 4, 5, 0, 1, 4, 5),
+                         (S8)__builtin_shufflevector((I64)outer, (I64)outer, 2, 3, 6, 7, 2, 3, 6, 7));
 #elif TAMIS_LANES == 8
-  const S8 all = add_saturated((S8)__builtin_shufflevector((I64)low, (I64)high, 0, 1, 4, 5),
-                               (S8)__builtin_shufflevector((I64)low, (I64)high, 2, 3, 6, 7));
-  memcpy(out, &all, 32);
+  out[0] = add_saturated((S8)__builtin_shufflevector((I64)low, (I64)high, 0, 1, 4, 5),
+                         (S8)__builtin_shufflevector((I64)low, (I64)high, 2, 3, 6, 7));
 #else
-  memcpy(out, &low, 16);
-  memcpy(out + 16, &high, 16);
+  out[0] = low, out[1] = high;
 #endif
 }
 
@@ -52,19 +49,46 @@ struct Exact {
   }
 };
 
+// What a block's vectors score.
+template <class Layout, Lookup kLookup>
+struct Sums {  // signed bytes
+  S8 of[Layout::kRegisters];
+
+  uint64_t at_least(int threshold) const {  // a bit each; behind the block's vectors anything
+    uint64_t bits = 0;
+#pragma GCC unroll 4
+    for (int i = 0; i < Layout::kRegisters; ++i) bits |= not_less(of[i], (int8_t)threshold) << (i * kBytes % 64);
+    return bits;
+  }
+  void put(int8_t* out) const { memcpy(out, of, sizeof of); }
+};
+template <class Layout>
+struct Sums<Layout, Lookup::u16> {
+  uint16_t of[Layout::kVectors];
+
+  uint64_t at_least(int threshold) const {
+    uint64_t bits = 0;
+    for (int i = 0; i < Layout::kVectors; ++i) bits |= (uint64_t)(of[i] >= threshold) << i;
+    return bits;
+  }
+  void put(uint16_t* out) const { memcpy(out, of, sizeof of); }
+};
+
 struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts at once
-  static constexpr int kVectors = 32;
+  static constexpr int kVectors = 32, kRegisters = kBytes < 32 ? 2 : 1;
+
+  static S8 start(int8_t bias) {  // joined lanes have it once
+    S8 first = {};
+    for (int i = 0; i < 16; ++i) first[i] = bias;
+    return first;
+  }
 
   template <int kQueries>
-  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const int8_t* bias,
-                   int8_t (*out)[kBlock]) {
-    S8 low[kQueries] = {}, high[kQueries] = {};
+  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const S8* starts,
+                   Sums<Four, Lookup::s8>* out) {
+    S8 low[kQueries], high[kQueries];
 #pragma GCC unroll 4
-    for (int q = 0; q < kQueries; ++q) {
-      const U8x16 first = U8x16{} + (uint8_t)bias[q];
-      memcpy(&low[q], &first, sizeof first);
-      high[q] = low[q];
-    }
+    for (int q = 0; q < kQueries; ++q) low[q] = high[q] = starts[q];
     for (int64_t at = 0; at < parts * 16; at += kBytes) {
       const U8 code = load_bytes(codes + at), first = code & 15, second = code >> 4;
 #pragma GCC unroll 4
@@ -75,12 +99,12 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
       }
     }
 #pragma GCC unroll 4
-    for (int q = 0; q < kQueries; ++q) join(low[q], high[q], out[q]);
+    for (int q = 0; q < kQueries; ++q) join(low[q], high[q], out[q].of);
   }
 
   template <int kQueries>
-  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const int8_t*,
-                   uint16_t (*out)[kBlock]) {
+  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const S8*,
+                   Sums<Four, Lookup::u16>* out) {
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
       Exact low, high;
@@ -93,15 +117,17 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
       low.add_to(each[0]);
       high.add_to(each[1]);
       for (int i = 0; i < 32; ++i) {
-        out[q][i] = 0;
-        for (int lane = 0; lane < kBytes; lane += 16) out[q][i] += each[i / 16][lane + i % 16];
+        out[q].of[i] = 0;
+        for (int lane = 0; lane < kBytes; lane += 16) out[q].of[i] += each[i / 16][lane + i % 16];
       }
     }
   }
 };
 
 struct Six {  // bits: four parts in 192 bytes, of which each third looks up 64 codes
-  static constexpr int kVectors = 64;
+  static constexpr int kVectors = 64, kRegisters = 64 / kBytes;
+
+  static S8 start(int8_t bias) { return S8{} + bias; }
 
   template <int kQueries, class Add>
   static void walk(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const Add& add) {
@@ -118,58 +144,31 @@ struct Six {  // bits: four parts in 192 bytes, of which each third looks up 64 
   }
 
   template <int kQueries>
-  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const int8_t* bias,
-                   int8_t (*out)[kBlock]) {
-    for (int first = 0; first < kBlock; first += kBytes) {
+  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const S8* starts,
+                   Sums<Six, Lookup::s8>* out) {
+    for (int first = 0; first < kRegisters; ++first) {
       S8 sum[kQueries][2];
 #pragma GCC unroll 4
-      for (int q = 0; q < kQueries; ++q) sum[q][0] = S8{} + bias[q], sum[q][1] = S8{};
-      walk<kQueries>(codes + first, parts, tables,
+      for (int q = 0; q < kQueries; ++q) sum[q][0] = starts[q], sum[q][1] = S8{};
+      walk<kQueries>(codes + first * kBytes, parts, tables,
                      [&](int q, int i, U8 x) { sum[q][i % 2] = add_saturated(sum[q][i % 2], (S8)x); });
 #pragma GCC unroll 4
-      for (int q = 0; q < kQueries; ++q) {
-        const S8 all = add_saturated(sum[q][0], sum[q][1]);
-        memcpy(out[q] + first, &all, sizeof all);
-      }
+      for (int q = 0; q < kQueries; ++q) out[q].of[first] = add_saturated(sum[q][0], sum[q][1]);
     }
   }
 
   template <int kQueries>
-  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const int8_t*,
-                   uint16_t (*out)[kBlock]) {
-    for (int first = 0; first < kBlock; first += kBytes)
+  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const S8*,
+                   Sums<Six, Lookup::u16>* out) {
+    for (int first = 0; first < kVectors; first += kBytes)
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
         Exact sum;
         walk<1>(codes + first, parts, tables + q, [&](int, int, U8 x) { sum.add(x); });
-        memset(out[q] + first, 0, kBytes * 2);
-        sum.add_to(out[q] + first);
+        memset(out[q].of + first, 0, kBytes * 2);
+        sum.add_to(out[q].of + first);
       }
   }
 };
-
-// Which of a block's values are above `than`, a bit each.
-template <class Layout>
-inline uint64_t above(const int8_t* values, int than) {
-  uint64_t bits = 0;
-  for (int first = 0; first < Layout::kVectors; first += kBytes) {
-    uint64_t some;
-    if constexpr (kBytes > Layout::kVectors) {
-      S8 x = {};
-      memcpy(&x, values, Layout::kVectors);
-      some = greater(x, (int8_t)than) & 0xffffffff;
-    } else {
-      some = greater((S8)load_bytes(values + first), (int8_t)than);
-    }
-    bits |= some << first;
-  }
-  return bits;
-}
-template <class Layout>
-inline uint64_t above(const uint16_t* values, int than) {
-  uint64_t bits = 0;
-  for (int i = 0; i < Layout::kVectors; ++i) bits |= (uint64_t)(values[i] > than) << i;
-  return bits;
-}
 
 }  // namespace tamis::TAMIS_ISA
