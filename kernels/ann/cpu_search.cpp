@@ -114,7 +114,8 @@ void quantize(const Ivf& ivf, Query& q) {
   memset(q.bytes, 0, padded(ivf.d, kStep));
   for (i = 0; i < ivf.d; i += TAMIS_LANES) {
     const int64_t left = ivf.d - i;
-    const I32 x = rounded((left < TAMIS_LANES ? load_tail(q.x + i, left, 0) : load(q.x + i)) * by);
+    const F32 scaled = (left < TAMIS_LANES ? load_tail(q.x + i, left, 0) : load(q.x + i)) * by;
+    const I32 x = rounded(scaled == scaled ? scaled : F32{});  // of a NaN, or of infinity, nothing
     sum += x;
     store_bytes(reinterpret_cast<uint8_t*>(q.bytes + i), x);
   }
@@ -209,7 +210,8 @@ void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores,
     }
   }
   if (first < 0) first = 0;
-  const int32_t front = q.list[first];  // the others keep their order
+  if (q.lists == 0) q.list[q.lists++] = 0;  // no key is a finite number, as of a query with infinity
+  const int32_t front = q.list[first];      // the others keep their order
   memmove(q.list + 1, q.list, first * sizeof *q.list);
   q.list[0] = front;
   const float base = scores[front] + ivf.score_bias[front];

@@ -19,8 +19,8 @@ inline constexpr float kSpread = 28;
 inline constexpr int kHigh = 80;
 
 template <class V>
-inline V clamped(V x, V low, V high) {
-  return x < low ? low : x > high ? high : x;
+inline V clamped(V x, V low, V high) {  // a NaN to `low`
+  return x > low ? x < high ? x : high : low;
 }
 
 inline void store_bytes(uint8_t* to, I32 x) {
