@@ -129,7 +129,7 @@ void tabulate(const Ivf& ivf, Query& q, float* lut) {
   for (int64_t p = 0; p < parts; ++p) {
     const int64_t begin = cut(ivf.d, parts, p), end = cut(ivf.d, parts, p + 1);
     const float* const of = ivf.codebooks + p * width * centroids;
-    for (int64_t c = 0; c < centroids; c += TAMIS_LANES) {
+    for (int64_t c = 0; c != centroids; c += TAMIS_LANES) {
       F32 dot = {};
       for (int64_t i = begin; i < end; ++i) dot += q.x[i] * load(of + (i - begin) * centroids + c);
       store(lut + p * centroids + c, dot);
@@ -143,7 +143,7 @@ void tabulate(const Ivf& ivf, Query& q, float* lut) {
 template <int kQueries>
 void score_lists(const Ivf& ivf, Query* const* queries, float* scores) {
   const int64_t steps = (ivf.d + 3) / 4, all = padded(ivf.leaves, 16);
-  for (int64_t first = 0; first < all; first += TAMIS_LANES) {
+  for (int64_t first = 0; first != all; first += TAMIS_LANES) {
     const uint8_t* const c = ivf.centroids + first / 16 * steps * 64 + first % 16 * 4;
     I32 sum[kQueries] = {};
     for (int64_t step = 0; step < steps; ++step) {
@@ -165,7 +165,7 @@ void score_lists(const Ivf& ivf, Query* const* queries, float* scores) {
 
 int64_t count_above(const float* keys, int64_t n, float than) {
   I32 count = {};
-  for (int64_t i = 0; i < n; i += TAMIS_LANES) count -= load(keys + i) >= than;
+  for (int64_t i = 0; i != n; i += TAMIS_LANES) count -= load(keys + i) >= than;
   return reduce_add(count);
 }
 
@@ -173,7 +173,7 @@ int64_t count_above(const float* keys, int64_t n, float than) {
 void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores, float* keys) {
   const int64_t all = padded(ivf.leaves, 16);
   F32 low = F32{} + kInf, high = F32{} - kInf;
-  for (int64_t i = 0; i < all; i += TAMIS_LANES) {
+  for (int64_t i = 0; i != all; i += TAMIS_LANES) {
     const int64_t left = ivf.leaves - i;
     F32 bias = F32{} + kInf;
     if (left >= TAMIS_LANES)
@@ -198,7 +198,7 @@ void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores,
   int64_t above = wanted < ivf.leaves ? count_above(keys, all, to) : ivf.leaves;
   q.lists = 0;
   int64_t first = -1;
-  for (int64_t i = 0; i < all; i += TAMIS_LANES) {
+  for (int64_t i = 0; i != all; i += TAMIS_LANES) {
     const F32 key = load(keys + i);
     for (uint64_t found = bits_of((I32)(key >= from)); found; found &= found - 1) {
       const int64_t list = i + __builtin_ctzll(found);
@@ -272,7 +272,7 @@ void scan_lists(const Ivf& ivf, Query& q, const uint64_t* allowed) {
   for (int64_t i = 0; i < q.lists; ++i) {
     const Asker asker = {&q.to, q.table.entries, q.add[i]};
     if (Aim<kLookup>(asker).passes_none()) continue;
-    scan<Layout, kLookup, 1>(run_of(ivf, q.list[i], q.list[i + 1 < q.lists ? i + 1 : i]), ivf.codes.parts, &asker,
+    scan<Layout, kLookup, 1>(run_of(ivf, q.list[i], q.list[least(i + 1, q.lists - 1)]), ivf.codes.parts, &asker,
                              allowed);
   }
 }
@@ -295,9 +295,8 @@ void fetch_candidates(const Ivf& ivf, Query& q) {
     if (to.found[i].score >= to.threshold) to.found[left++] = to.found[i];
   to.size = left;
   if (ivf.bytes.data)
-    for (int64_t i = 0; i < to.size; ++i)
-      prefetch(static_cast<const uint8_t*>(ivf.bytes.data) + to.found[i].position * ivf.bytes.stride,
-               padded(ivf.d, kStep));
+    for (const Candidate one : to)
+      prefetch(static_cast<const uint8_t*>(ivf.bytes.data) + one.position * ivf.bytes.stride, padded(ivf.d, kStep));
 }
 
 int64_t exact_size(const Ivf& ivf) { return ivf.exact_dtype == f32 ? 4 : 2; }
@@ -309,17 +308,16 @@ void compare_bytes(const Ivf& ivf, Query& q, int64_t k) {
   Collector& to = q.to;
   if (ivf.bytes.data) {
     const float by = ivf.byte_scale * q.scale;
-    for (int64_t i = 0; i < to.size; ++i) {
-      const uint32_t position = to.found[i].position;
-      const uint8_t* const row = static_cast<const uint8_t*>(ivf.bytes.data) + position * ivf.bytes.stride;
+    for (Candidate& one : to) {
+      const uint8_t* const row = static_cast<const uint8_t*>(ivf.bytes.data) + one.position * ivf.bytes.stride;
       const float dot = (float)(byte_dot(row, q.bytes, padded(ivf.d, kStep)) - 128 * q.sum) * by;
-      to.found[i].score = ordered(ivf.half_norms ? dot - ivf.half_norms[position] : dot);
+      one.score = ordered(ivf.half_norms ? dot - ivf.half_norms[one.position] : dot);
     }
     const int64_t most = ivf.exact.data ? finalists(k) : k;
     if (to.size > most) partition(to.found, to.size, most), to.size = most;
   }
   if (ivf.exact.data)
-    for (int64_t i = 0; i < to.size; ++i) prefetch(exact_row(ivf, to.found[i].position), ivf.d * exact_size(ivf));
+    for (const Candidate one : to) prefetch(exact_row(ivf, one.position), ivf.d * exact_size(ivf));
 }
 
 void finish(const Search& op, Query& q, float* values, int64_t* positions) {
@@ -330,11 +328,9 @@ void finish(const Search& op, Query& q, float* values, int64_t* positions) {
     const auto of = ivf.exact_dtype == f32    ? exact_score_of<float>
                     : ivf.exact_dtype == bf16 ? exact_score_of<BFloat16>
                                               : exact_score_of<Float16>;
-    for (int64_t i = 0; i < to.size; ++i)
-      to.found[i].score = ordered(of(q.x, exact_row(ivf, to.found[i].position), ivf.d, l2));
+    for (Candidate& one : to) one.score = ordered(of(q.x, exact_row(ivf, one.position), ivf.d, l2));
   }
-  if (to.size > op.k) partition(to.found, to.size, op.k), to.size = op.k;
-  sort(to.found, to.size);
+  to.size = sort_best(to.found, to.size, op.k);
   float square = 0;  // of the query, where -|q - x|^2 is to be made of q.x - |x|^2 / 2
   if (l2 && !ivf.exact.data)
     for (int64_t i = 0; i < ivf.d; ++i) square += q.x[i] * q.x[i];
@@ -411,7 +407,7 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
   for (int64_t l = 0; l < ivf.leaves; ++l) {
     Asker askers[kMostQueries];
     int count = 0;
-    const Run run = run_of(ivf, l, l + 1 < ivf.leaves ? l + 1 : l);
+    const Run run = run_of(ivf, l, least(l + 1, ivf.leaves - 1));
     for (; at < space.head[l]; ++at) {
       Query& q = queries[space.asking[at]];
       askers[count] = {&q.to, q.table.entries, space.adds[at]};

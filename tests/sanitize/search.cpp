@@ -107,15 +107,16 @@ struct Index {
     }
     n = start[s.leaves], width = (s.d + books - 1) / books;
     centroids = drawn(random, padded(s.leaves, 16) * padded(s.d, 4));
+    const int same = any(random, {1, 4, 4, 4});
     order_bias = Array<float>(s.leaves), score_bias = Array<float>(s.leaves);
     for (int64_t l = 0; l < s.leaves; ++l) {
-      const bool twice = l > 0 && once_in(random, 4);  // the same list again
+      const bool twice = l > 0 && once_in(random, same);  // the same list again
       for (int64_t i = 0; i < s.d; ++i)
         centroid(l, i) = twice ? centroid(l - 1, i) : uint8_t(128 + whole(random, -9, 9));
       order_bias[l] = twice ? order_bias[l - 1] : float(whole(random, -20, 20));
       score_bias[l] = float(whole(random, -20, 20));
     }
-    const int of = once_in(random, 4) ? 2 : int(size);
+    const int of = any(random, {1, 2, int(size), int(size), int(size)});
     slots = drawn(random, block[s.leaves] * each * s.parts);
     for (uint8_t& code : slots) code = uint8_t(code % of);
     codes = pack(slots, block[s.leaves] * each, s.parts, s.bits);
@@ -283,6 +284,9 @@ void check_query(const Index& index, const Search& op, const Array<uint64_t>& al
   bool sure;
   Found found = passing(all, op, sure);
   ++tried, unsure += !sure;
+  const int64_t some = std::count_if(positions, positions + op.k, [](int64_t p) { return p >= 0; });
+  const int64_t many = std::min<int64_t>(op.k, int64_t(all.scores.size()));
+  expect(some == many, "search: as many as there are", f32, f32, id, double(some), double(many));
   if (!sure) {
     for (int64_t j = 0; j < op.k; ++j) {
       const auto is = [&](const Scored& one) { return one.position == positions[j]; };
@@ -414,6 +418,12 @@ void check_scans(Random& random) {
         }
 }
 
+void check_many(Random& random) {  // more than are held at once
+  for (int i = 0; i < 24; ++i)
+    check_scan(random, 1000 + i, 3000, any(random, {4, 8}), i % 2 ? 4 : 6, Lookup(i / 2 % 2), 1,
+               any(random, {1, 2, 3, 4, 20, 100}), i % 3);
+}
+
 void check_reranks(Random& random) {
   int64_t id = 0;
   for (Dtype dtype : {f32, f16, bf16})
@@ -432,6 +442,7 @@ int main() {
         if (bits == 4 || parts % 4 == 0) check_pack(random, n, parts, bits);
   check_reranks(random);
   check_scans(random);
+  check_many(random);
   check_searches(random);
   for (int64_t id = 0; id < 60; ++id)
     for (double strange : {double(NAN), double(INFINITY), -double(INFINITY), 3e38, 1e-40})

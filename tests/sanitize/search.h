@@ -57,7 +57,10 @@ using Rows = Array<uint8_t>;
 Rows pack(const Rows& codes, int64_t n, int64_t parts, int bits) {
   const int64_t blocks = (n + block_vectors(bits) - 1) / block_vectors(bits), bytes = blocks * block_bytes(bits, parts);
   Rows out(bytes + kCodesSlack);
+  const int64_t half = blocks / 2 * block_bytes(bits, parts);
   const Pack op = {codes.data(), n, parts, bits, out.data()};
+  kernels.pack(op, 0, blocks / 2, nullptr);
+  for (int64_t i = half; i < bytes; ++i) expect(out[i] == 0xff, "pack: another's block", f32, f32, n, out[i], 0xff);
   in_two_threads(blocks, 0, [&](int64_t begin, int64_t end, void*) { kernels.pack(op, begin, end, nullptr); });
   for (int64_t i = 0; i < kCodesSlack; ++i)
     expect(out[bytes + i] == 0xff, "pack: behind the blocks", f32, f32, n, out[bytes + i], 0xff);
