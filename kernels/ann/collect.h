@@ -15,7 +15,7 @@ inline bool before(Candidate a, Candidate b) {  // ties by the lowest position
   return a.score != b.score ? a.score > b.score : a.position < b.position;
 }
 
-// The first `count` of n come to the front, in no order.
+// The first `count` of n come to the front, in no order; all where there are no more.
 inline void partition(Candidate* x, int64_t n, int64_t count) {
   int64_t begin = 0, end = n;
   while (count > begin && count < end) {  // equivalent: another pass over what is in its place moves nobody else

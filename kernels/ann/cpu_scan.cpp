@@ -84,9 +84,9 @@ void rerank_rows(const Rerank& op, const ExactScore of, int64_t begin, int64_t e
     };
     int64_t n = 0;
     for (int64_t i = 0; i < op.count; ++i) {
-      constexpr int64_t kFetch = 8;                              // rows
-      if (i + kFetch < op.count && candidates[i + kFetch] >= 0)  // equivalent: it reads ahead, or not
-        prefetch(row(i + kFetch), op.d * (int64_t)sizeof(T));
+      constexpr int64_t kFetch = 8;  // rows
+      const int64_t ahead = least(i + kFetch, op.count - 1);
+      if (candidates[ahead] >= 0) prefetch(row(ahead), op.d * (int64_t)sizeof(T));
       if (candidates[i] < 0) continue;
       kept[n++] = {ordered(of(op.queries + query * op.d, row(i), op.d, op.l2)), (uint32_t)i};
     }

@@ -49,7 +49,8 @@ inline void sort(Candidate* x, int64_t n) {
 
 // The first k come to the front, in order; how many they are.
 inline int64_t sort_best(Candidate* x, int64_t n, int64_t k) {
-  if (n > k) partition(x, n, k), n = k;  // equivalent: sorting all of them takes longer
+  partition(x, n, k);
+  n = n < k ? n : k;
   sort(x, n);
   return n;
 }

@@ -66,6 +66,8 @@ Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* ou
   return {out, scale, offset};
 }
 
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 struct Run {  // of a list's blocks, whose first vector is at `position`
   const uint8_t* blocks;
   int64_t bytes, vectors, position;  // bytes: of a block
@@ -75,8 +77,7 @@ struct Run {  // of a list's blocks, whose first vector is at `position`
 inline constexpr int64_t kAhead = 2;  // blocks
 
 inline void prefetch(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64)  // equivalent: a prefetch changes nothing
-    __builtin_prefetch(static_cast<const char*>(from) + i);
+  for (const char* at = static_cast<const char*>(from); bytes > 0; bytes -= 64, at += 64) __builtin_prefetch(at);
 }
 
 struct Asker {

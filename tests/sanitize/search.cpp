@@ -132,10 +132,11 @@ struct Index {
     if (s.bytes) bytes = drawn(random, n * padded(s.d, 64));
     exact = Logits(s.dtype, std::max<int64_t>(n, 1), s.d, once_in(random, 2));
     half_norms = Array<float>(n);
+    const int wild = any(random, {1, 4, 9});  // how often a vector's bytes are not of it
     for (int64_t v = 0; v < n; ++v) {
       half_norms[v] = float(whole(random, 0, 40)) / 2;
       for (int64_t i = 0; i < s.d; ++i) {
-        const int x = whole(random, -4, 4), near = x + (once_in(random, 4) ? whole(random, -1, 1) : 0);
+        const int x = whole(random, -4, 4), near = once_in(random, wild) ? whole(random, -4, 4) : x;
         if (s.bytes) bytes[v * padded(s.d, 64) + i] = uint8_t(128 + 2 * x);
         put_whole(exact, v, i, near);
       }
@@ -336,6 +337,7 @@ void check_search(Random& random, int64_t id, const Shape& shape, Lookup lookup,
   Array<int64_t> positions(queries * k);
   for (int64_t q = 0; q < queries; ++q)
     draw_query(random, of.data() + q * shape.d, shape.d, normalize, shape.l2 ? 1 / 16.f : 1 / 1024.f);
+  if (rerank <= 0) rerank += index.n + 1;
   const Search op = {&index.ivf,
                      of.data(),
                      normalize,
@@ -361,7 +363,7 @@ void check_search(Random& random, int64_t id, const Shape& shape, Lookup lookup,
 // Whatever it asks for, memory is its own and positions are of the index.
 void check_strange(Random& random, int64_t id, double strange) {
   const Shape shape = {
-      any(random, {1, 5, 33}), any(random, {1, 3, 17}), 8, 0, id % 2 ? 6 : 4, false, id % 3 > 0, id % 5 > 0, f32};
+      any(random, {1, 5, 33}), any(random, {1, 3, 17, 70}), 8, 0, id % 2 ? 6 : 4, false, id % 3 > 0, id % 5 > 0, f32};
   const Index index(random, shape);
   const int64_t queries = 6, k = 5;
   const bool normalize = once_in(random, 3);
@@ -405,6 +407,24 @@ void check_searches(Random& random) {
   }
 }
 
+// As many as are reranked, one more or one less; or few that go on.
+void check_few(Random& random) {
+  for (int64_t id = 1000; id < 1300; ++id) {
+    const bool bytes = once_in(random, 2);
+    const Shape shape = {any(random, {3, 8}),
+                         any(random, {2, 3}),
+                         4,
+                         0,
+                         id % 2 ? 6 : 4,
+                         false,
+                         bytes,
+                         !bytes || once_in(random, 2),
+                         f32};
+    check_search(random, id, shape, id / 2 % 2 ? Lookup::s8 : Lookup::u16, 5, 3, any(random, {1, 2, 10}),
+                 any(random, {0, -1, -2}), false, any(random, {0, 0, 9, 20}));
+  }
+}
+
 void check_scans(Random& random) {
   int64_t id = 0;
   for (int64_t n : {0, 1, 31, 32, 33, 63, 64, 65, 300, 700})
@@ -444,6 +464,7 @@ int main() {
   check_scans(random);
   check_many(random);
   check_searches(random);
+  check_few(random);
   for (int64_t id = 0; id < 60; ++id)
     for (double strange : {double(NAN), double(INFINITY), -double(INFINITY), 3e38, 1e-40})
       check_strange(random, id, strange);
