@@ -270,9 +270,10 @@ Found passing(const Candidates& all, const Search& op, bool& sure) {
     break;
   }
   sure = int64_t(found.size()) < 2 * op.rerank + 256 && (!is_signed || all.entries.most <= 104);
-  for (int64_t bin = 511; bin > 0; --bin)
-    if (const Found some = from(double(threshold + bin * fine)); int64_t(some.size()) >= op.rerank) return some;
-  return found;
+  keep_best(found, INT64_MAX);
+  if (int64_t(found.size()) < op.rerank) return found;
+  const int64_t bin = (int64_t(found[op.rerank - 1].score) - threshold) / fine;
+  return from(double(threshold + std::min<int64_t>(bin, 511) * fine));
 }
 
 void check_query(const Index& index, const Search& op, const Array<uint64_t>& allowed, int64_t id, int64_t query) {
