@@ -6,6 +6,8 @@
 
 namespace tamis::TAMIS_ISA {
 
+inline int64_t least(int64_t count, int64_t limit) { return count < limit ? count : limit; }
+
 struct Candidate {
   int32_t score;
   uint32_t position;

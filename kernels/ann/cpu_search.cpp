@@ -377,7 +377,7 @@ template <class Layout, Lookup kLookup>
 void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space) {
   const Ivf& ivf = *op.index;
   Query* const queries = space.queries;
-  memset(space.head, 0, ivf.leaves * sizeof *space.head);  // equivalent: one more is nobody's
+  memset(space.head, 0, padded(ivf.leaves, 16) * sizeof *space.head);
   for (int64_t i = 0; i < n; ++i) {
     take_query(op, begin + i, queries[i]);
     quantize(ivf, queries[i]);

@@ -50,7 +50,7 @@ inline void sort(Candidate* x, int64_t n) {
 // The first k come to the front, in order; how many they are.
 inline int64_t sort_best(Candidate* x, int64_t n, int64_t k) {
   partition(x, n, k);
-  n = n < k ? n : k;
+  n = least(n, k);
   sort(x, n);
   return n;
 }

@@ -66,8 +66,6 @@ Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* ou
   return {out, scale, offset};
 }
 
-inline int64_t least(int64_t count, int64_t limit) { return count < limit ? count : limit; }
-
 struct Run {  // of a list's blocks, whose first vector is at `position`
   const uint8_t* blocks;
   int64_t bytes, vectors, position;  // bytes: of a block
