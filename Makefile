@@ -30,8 +30,8 @@ bench: build
 aot: build
 	$(BIN)/tamis aot
 
-sanitize:
-	tests/sanitize/run.sh
+sanitize: $(VENV)/installed
+	PYTHON=$(BIN)/python tests/sanitize/run.sh
 
 # Changes each place of the CUDA sources, then of the CPU kernels' tails, and expects a test to fail.
 mutate: $(VENV)/installed

@@ -6,6 +6,8 @@
 
 namespace tamis::TAMIS_ISA {
 
+inline int64_t least(int64_t count, int64_t limit) { return count < limit ? count : limit; }
+
 struct Candidate {
   int32_t score;
   uint32_t position;
@@ -15,11 +17,11 @@ inline bool before(Candidate a, Candidate b) {  // ties by the lowest position
   return a.score != b.score ? a.score > b.score : a.position < b.position;
 }
 
-// The first `count` of n come to the front, in no order.
+// The first `count` of n come to the front, in no order; all where there are no more.
 inline void partition(Candidate* x, int64_t n, int64_t count) {
   int64_t begin = 0, end = n;
-  while (end - begin > 1 && count > begin && count < end) {
-    const Candidate a = x[begin], b = x[begin + (end - begin) / 2], c = x[end - 1];
+  while (count > begin && count < end) {  // equivalent: another pass over what is in its place moves nobody else
+    const Candidate a = x[begin], b = x[(begin + end) / 2], c = x[end - 1];
     const Candidate pivot = before(a, b) ? (before(b, c)   ? b
                                             : before(a, c) ? c
                                                            : a)
@@ -36,12 +38,10 @@ inline void partition(Candidate* x, int64_t n, int64_t count) {
         x[j--] = swapped;
       }
     }
-    if (count <= j + 1)
+    if (count <= j + 1)  // equivalent: of j + 1 either way ends it
       end = j + 1;
-    else if (count >= i)
-      begin = i;
     else
-      return;
+      begin = i;
   }
 }
 
@@ -50,7 +50,7 @@ inline constexpr int kScoreBins = 512;
 struct Collector {
   Candidate* found;
   int64_t wanted, size, capacity;  // capacity: above 2 * wanted
-  int32_t threshold;               // scores below it no longer count
+  int32_t threshold;               // scores below it do not count
   int32_t origin, shift;           // of bin 0; a bin's width in bits
   int32_t bin;                     // the threshold's
   int64_t kept;                    // in this bin and above it
@@ -74,18 +74,21 @@ struct Collector {
     if (bin != old) threshold = origin + (bin << shift);
   }
 
-  // The best `wanted` remain, or all that the threshold lets be.
+  Candidate* begin() const { return found; }
+  Candidate* end() const { return found + size; }
+
+  // Only whom the threshold still lets be; where they are too many, the best `wanted`.
   void shrink() {
     int64_t left = 0;
     for (int64_t i = 0; i < size; ++i)
       if (found[i].score >= threshold) found[left++] = found[i];
     size = left;
-    if (2 * size <= capacity) return;
+    if (2 * size <= capacity) return;  // equivalent: who is kept beyond `wanted` is nobody's promise
     partition(found, size, wanted);
     size = wanted;
     int32_t least = found[0].score;
-    for (int64_t i = 1; i < size; ++i) least = found[i].score < least ? found[i].score : least;
-    threshold = least + 1;  // of equal ones the first came first
+    for (const Candidate one : *this) least = one.score < least ? one.score : least;
+    threshold = least;  // equal ones count: they may come of lower positions, and all there is may be equal
     bin = kScoreBins - 1;
   }
 };

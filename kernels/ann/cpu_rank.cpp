@@ -89,7 +89,7 @@ void aim(const Rank& op, int64_t first, int64_t queries, const float* panel, flo
     }
   for (int v = 0; v < kVectors; ++v) {
     lowest[v] = F32{} + kInf;
-    for (int64_t t = 0; t < op.count; ++t)
+    for (int64_t t = 0; t < op.count; ++t)  // equivalent: below the lowest nobody is counted
       lowest[v] = targets[t].score[v] < lowest[v] ? targets[t].score[v] : lowest[v];
   }
 }
@@ -108,12 +108,11 @@ void count(const F32* sum, int32_t weight, const F32* lowest, Target* targets, i
 template <class T, bool kL2>
 void rank(const Rank& op, int64_t begin, int64_t end, const RankScratch& own) {
   const int64_t panels = (end - begin + kPanel - 1) / kPanel;
-  memset(own.queries, 0, panels * op.d * kPanel * sizeof(float));
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t first = begin + p * kPanel, queries = upto(end - first, kPanel);
     float* const panel = own.queries + p * op.d * kPanel;
-    for (int64_t q = 0; q < queries; ++q)
-      for (int64_t i = 0; i < op.d; ++i) panel[i * kPanel + q] = op.queries[(first + q) * op.d + i];
+    for (int64_t q = 0; q < kPanel; ++q)
+      for (int64_t i = 0; i < op.d; ++i) panel[i * kPanel + q] = q < queries ? op.queries[(first + q) * op.d + i] : 0;
     aim<T, kL2>(op, first, queries, panel, own.rows, own.targets + p * op.count, own.lowest[p]);
   }
   for (int64_t block = 0; block < op.n; block += kBlock) {

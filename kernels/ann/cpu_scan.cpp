@@ -46,7 +46,7 @@ void scan_flat(const Scan& op, int64_t begin, int64_t end, void* scratch) {
   const int64_t bits = op.codes.bits, parts = op.codes.parts, size = parts << bits, each = held_bytes(op);
   const int64_t bytes = block_bytes(op.codes.bits, parts);
   const Run run = {op.codes.blocks, bytes, op.n, 0, op.codes.blocks};
-  for (int64_t query = begin; query < end; query += kMostQueries) {
+  for (int64_t query = begin; query < end; query += kMostQueries) {  // equivalent: behind the end are no queries
     const int64_t count = end - query < kMostQueries ? end - query : kMostQueries;
     Asker askers[kMostQueries];
     Held* held[kMostQueries];
@@ -63,8 +63,7 @@ void scan_flat(const Scan& op, int64_t begin, int64_t end, void* scratch) {
     scan_each<Layout, kLookup>(run, parts, askers, (int)count, op.allowed);
     for (int64_t i = 0; i < count; ++i) {
       Collector& to = held[i]->to;
-      if (to.size > op.k) partition(to.found, to.size, op.k), to.size = op.k;
-      sort(to.found, to.size);
+      to.size = sort_best(to.found, to.size, op.k);
       float* const values = op.values + (query + i) * op.k;
       int64_t* const indices = op.indices + (query + i) * op.k;
       for (int64_t j = 0; j < op.k; ++j) {
@@ -86,12 +85,12 @@ void rerank_rows(const Rerank& op, const ExactScore of, int64_t begin, int64_t e
     int64_t n = 0;
     for (int64_t i = 0; i < op.count; ++i) {
       constexpr int64_t kFetch = 8;  // rows
-      if (i + kFetch < op.count && candidates[i + kFetch] >= 0) prefetch(row(i + kFetch), op.d * (int64_t)sizeof(T));
+      const int64_t ahead = least(i + kFetch, op.count - 1);
+      if (candidates[ahead] >= 0) prefetch(row(ahead), op.d * (int64_t)sizeof(T));
       if (candidates[i] < 0) continue;
       kept[n++] = {ordered(of(op.queries + query * op.d, row(i), op.d, op.l2)), (uint32_t)i};
     }
-    if (n > op.k) partition(kept, n, op.k), n = op.k;
-    sort(kept, n);
+    n = sort_best(kept, n, op.k);
     for (int64_t j = 0; j < op.k; ++j) {
       const float value = j < n ? unordered(kept[j].score) : -kInf;
       op.values[query * op.k + j] = op.l2 ? -value : value;

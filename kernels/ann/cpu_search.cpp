@@ -12,7 +12,6 @@ constexpr int64_t kTile = 128;  // queries that walk the lists together
 constexpr int64_t kStep = 64;   // bytes of a row of bytes are a multiple of it
 
 int64_t padded(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // What is read again exactly, of candidates whose bytes were compared.
 int64_t finalists(int64_t k) { return k + k / 2 + 1; }
@@ -47,7 +46,7 @@ struct Space {
   Query* queries;          // [tile]
   float *scores, *keys;    // [kMostQueries, leaves to 16]
   float* lut;              // [parts, centroids]
-  int32_t *head, *asking;  // [leaves + 1]; [tile * leaves]: which query, and what it adds
+  int32_t *head, *asking;  // [leaves]; [tile * leaves]: which query, and what it adds
   int32_t* adds;
 
   Space(Arena arena, const Search& op, int64_t tile) {
@@ -57,9 +56,9 @@ struct Space {
     queries = arena.take<Query>(tile);
     scores = arena.take<float>(kMostQueries * all), keys = arena.take<float>(kMostQueries * all);
     lut = arena.take<float>(ivf.codes.parts << ivf.codes.bits);
-    head = arena.take<int32_t>(ivf.leaves + 1);
+    head = arena.take<int32_t>(ivf.leaves);
     asking = arena.take<int32_t>(tile * lists), adds = arena.take<int32_t>(tile * lists);
-    for (int64_t i = 0; i < tile; ++i) {
+    for (int64_t i = tile; i-- > 0;) {
       Query q;
       q.to.found = arena.take<Candidate>(capacity), q.to.capacity = capacity;
       q.table.entries = arena.take<uint8_t>(table_bytes(ivf.codes.bits, ivf.codes.parts));
@@ -92,7 +91,10 @@ void take_query(const Search& op, int64_t query, Query& q) {
   F32 squares = {};
   int64_t i = 0;
   for (; i + TAMIS_LANES <= d; i += TAMIS_LANES) squares += load(x + i) * load(x + i);
-  if (i < d) squares += load_tail(x + i, d - i, 0) * load_tail(x + i, d - i, 0);
+  if (i < d) {
+    const F32 last = load_tail(x + i, d - i, 0);
+    squares += last * last;
+  }
   const float by = 1 / max(sqrtf(reduce_add(squares)), 1e-12f);
   for (i = 0; i < d; ++i) q.unit[i] = x[i] * by;
 }
@@ -114,7 +116,8 @@ void quantize(const Ivf& ivf, Query& q) {
   memset(q.bytes, 0, padded(ivf.d, kStep));
   for (i = 0; i < ivf.d; i += TAMIS_LANES) {
     const int64_t left = ivf.d - i;
-    const I32 x = rounded((left < TAMIS_LANES ? load_tail(q.x + i, left, 0) : load(q.x + i)) * by);
+    const F32 scaled = (left < TAMIS_LANES ? load_tail(q.x + i, left, 0) : load(q.x + i)) * by;
+    const I32 x = rounded(scaled == scaled ? scaled : F32{});  // of a NaN, or of infinity, nothing
     sum += x;
     store_bytes(reinterpret_cast<uint8_t*>(q.bytes + i), x);
   }
@@ -128,7 +131,7 @@ void tabulate(const Ivf& ivf, Query& q, float* lut) {
   for (int64_t p = 0; p < parts; ++p) {
     const int64_t begin = cut(ivf.d, parts, p), end = cut(ivf.d, parts, p + 1);
     const float* const of = ivf.codebooks + p * width * centroids;
-    for (int64_t c = 0; c < centroids; c += TAMIS_LANES) {
+    for (int64_t c = 0; c != centroids; c += TAMIS_LANES) {
       F32 dot = {};
       for (int64_t i = begin; i < end; ++i) dot += q.x[i] * load(of + (i - begin) * centroids + c);
       store(lut + p * centroids + c, dot);
@@ -140,9 +143,9 @@ void tabulate(const Ivf& ivf, Query& q, float* lut) {
 
 // Each list's q.c, of kQueries queries at once.
 template <int kQueries>
-void score_lists(const Ivf& ivf, Query* const* queries, float* scores) {
+void score_lists(const Ivf& ivf, const Query* queries, float* scores) {
   const int64_t steps = (ivf.d + 3) / 4, all = padded(ivf.leaves, 16);
-  for (int64_t first = 0; first < all; first += TAMIS_LANES) {
+  for (int64_t first = 0; first != all; first += TAMIS_LANES) {
     const uint8_t* const c = ivf.centroids + first / 16 * steps * 64 + first % 16 * 4;
     I32 sum[kQueries] = {};
     for (int64_t step = 0; step < steps; ++step) {
@@ -150,21 +153,21 @@ void score_lists(const Ivf& ivf, Query* const* queries, float* scores) {
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
         int32_t four;
-        memcpy(&four, queries[q]->bytes + step * 4, 4);
+        memcpy(&four, queries[q].bytes + step * 4, 4);
         sum[q] = dot4(sum[q], row, (S8)(I32{} + four));
       }
     }
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
-      const float by = ivf.centroid_scale * queries[q]->scale;
-      store(scores + q * all + first, __builtin_convertvector(sum[q] - 128 * queries[q]->sum, F32) * by);
+      const float by = ivf.centroid_scale * queries[q].scale;
+      store(scores + q * all + first, __builtin_convertvector(sum[q] - 128 * queries[q].sum, F32) * by);
     }
   }
 }
 
 int64_t count_above(const float* keys, int64_t n, float than) {
   I32 count = {};
-  for (int64_t i = 0; i < n; i += TAMIS_LANES) count -= load(keys + i) >= than;
+  for (int64_t i = 0; i != n; i += TAMIS_LANES) count -= load(keys + i) >= than;
   return reduce_add(count);
 }
 
@@ -172,13 +175,13 @@ int64_t count_above(const float* keys, int64_t n, float than) {
 void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores, float* keys) {
   const int64_t all = padded(ivf.leaves, 16);
   F32 low = F32{} + kInf, high = F32{} - kInf;
-  for (int64_t i = 0; i < all; i += TAMIS_LANES) {
+  for (int64_t i = 0; i != all; i += TAMIS_LANES) {
     const int64_t left = ivf.leaves - i;
     F32 bias = F32{} + kInf;
     if (left >= TAMIS_LANES)
       bias = load(ivf.order_bias + i);
     else if (left > 0)
-      bias = load_tail(ivf.order_bias + i, left, kInf);
+      bias = load_tail(ivf.order_bias + i, left, kInf);  // equivalent: infinity and one is infinity
     const F32 key = load(scores + i) - bias;
     store(keys + i, key);
     low = min(key > -kInf ? key : low, low), high = max(key, high);
@@ -187,29 +190,30 @@ void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores,
   float from = -reduce_max(-low), to = reduce_max(high);
   const float best = to;
   to = nextafterf(to, kInf);
-  for (int i = 0; i < 40 && wanted < ivf.leaves; ++i) {
+  for (int i = 0; i < 40 && wanted < ivf.leaves; ++i) {  // equivalent: of all lists nothing is to be found
     const float middle = from + (to - from) / 2;
     if (!(middle > from && middle < to)) break;
     const int64_t count = count_above(keys, all, middle);
-    (count >= wanted ? from : to) = middle;
+    (count >= wanted ? from : to) = middle;  // equivalent: where so many reach it, either end will do
     if (count == wanted) break;
   }
-  int64_t above = wanted < ivf.leaves ? count_above(keys, all, to) : ivf.leaves;
+  int64_t above = count_above(keys, all, to);
   q.lists = 0;
   int64_t first = -1;
-  for (int64_t i = 0; i < all; i += TAMIS_LANES) {
+  for (int64_t i = 0; i != all; i += TAMIS_LANES) {
     const F32 key = load(keys + i);
     for (uint64_t found = bits_of((I32)(key >= from)); found; found &= found - 1) {
       const int64_t list = i + __builtin_ctzll(found);
-      if (list >= ivf.leaves || q.lists == wanted) break;
-      if (keys[list] < to && above >= wanted && wanted < ivf.leaves) continue;  // of equal ones the first
+      if (q.lists == wanted) break;                      // of many at infinity
+      if (keys[list] < to && above >= wanted) continue;  // of equal ones the first
       above += keys[list] < to;
       if (keys[list] == best && first < 0) first = q.lists;
       q.list[q.lists++] = (int32_t)list;
     }
   }
   if (first < 0) first = 0;
-  const int32_t front = q.list[first];  // the others keep their order
+  if (q.lists == 0) q.list[q.lists++] = 0;  // no key is a finite number, as of a query with infinity
+  const int32_t front = q.list[first];      // the others keep their order
   memmove(q.list + 1, q.list, first * sizeof *q.list);
   q.list[0] = front;
   const float base = scores[front] + ivf.score_bias[front];
@@ -235,7 +239,7 @@ constexpr float kOfBest = 0.45f;
 template <class Layout, Lookup kLookup>
 void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allowed, Start from) {
   int64_t there = 0;
-  for (int64_t i = 0; i < q.lists && there <= rerank; ++i) there += ivf.start[q.list[i] + 1] - ivf.start[q.list[i]];
+  for (int64_t i = 0; i < q.lists; ++i) there += ivf.start[q.list[i] + 1] - ivf.start[q.list[i]];
   if (there <= rerank) from = kLowest;
   q.start = from;
   using V = Value<kLookup>;
@@ -272,7 +276,7 @@ void scan_lists(const Ivf& ivf, Query& q, const uint64_t* allowed) {
   for (int64_t i = 0; i < q.lists; ++i) {
     const Asker asker = {&q.to, q.table.entries, q.add[i]};
     if (Aim<kLookup>(asker).passes_none(asker)) continue;
-    scan<Layout, kLookup, 1>(run_of(ivf, q.list[i], q.list[i + 1 < q.lists ? i + 1 : i]), ivf.codes.parts, &asker,
+    scan<Layout, kLookup, 1>(run_of(ivf, q.list[i], q.list[least(i + 1, q.lists - 1)]), ivf.codes.parts, &asker,
                              allowed);
   }
 }
@@ -295,9 +299,8 @@ void fetch_candidates(const Ivf& ivf, Query& q) {
     if (to.found[i].score >= to.threshold) to.found[left++] = to.found[i];
   to.size = left;
   if (ivf.bytes.data)
-    for (int64_t i = 0; i < to.size; ++i)
-      prefetch(static_cast<const uint8_t*>(ivf.bytes.data) + to.found[i].position * ivf.bytes.stride,
-               padded(ivf.d, kStep));
+    for (const Candidate one : to)
+      prefetch(static_cast<const uint8_t*>(ivf.bytes.data) + one.position * ivf.bytes.stride, padded(ivf.d, kStep));
 }
 
 int64_t exact_size(const Ivf& ivf) { return ivf.exact_dtype == f32 ? 4 : 2; }
@@ -309,17 +312,16 @@ void compare_bytes(const Ivf& ivf, Query& q, int64_t k) {
   Collector& to = q.to;
   if (ivf.bytes.data) {
     const float by = ivf.byte_scale * q.scale;
-    for (int64_t i = 0; i < to.size; ++i) {
-      const uint32_t position = to.found[i].position;
-      const uint8_t* const row = static_cast<const uint8_t*>(ivf.bytes.data) + position * ivf.bytes.stride;
+    for (Candidate& one : to) {
+      const uint8_t* const row = static_cast<const uint8_t*>(ivf.bytes.data) + one.position * ivf.bytes.stride;
       const float dot = (float)(byte_dot(row, q.bytes, padded(ivf.d, kStep)) - 128 * q.sum) * by;
-      to.found[i].score = ordered(ivf.half_norms ? dot - ivf.half_norms[position] : dot);
+      one.score = ordered(ivf.half_norms ? dot - ivf.half_norms[one.position] : dot);
     }
     const int64_t most = ivf.exact.data ? finalists(k) : k;
-    if (to.size > most) partition(to.found, to.size, most), to.size = most;
+    partition(to.found, to.size, most), to.size = least(to.size, most);
   }
   if (ivf.exact.data)
-    for (int64_t i = 0; i < to.size; ++i) prefetch(exact_row(ivf, to.found[i].position), ivf.d * exact_size(ivf));
+    for (const Candidate one : to) prefetch(exact_row(ivf, one.position), ivf.d * exact_size(ivf));
 }
 
 void finish(const Search& op, Query& q, float* values, int64_t* positions) {
@@ -330,11 +332,9 @@ void finish(const Search& op, Query& q, float* values, int64_t* positions) {
     const auto of = ivf.exact_dtype == f32    ? exact_score_of<float>
                     : ivf.exact_dtype == bf16 ? exact_score_of<BFloat16>
                                               : exact_score_of<Float16>;
-    for (int64_t i = 0; i < to.size; ++i)
-      to.found[i].score = ordered(of(q.x, exact_row(ivf, to.found[i].position), ivf.d, l2));
+    for (Candidate& one : to) one.score = ordered(of(q.x, exact_row(ivf, one.position), ivf.d, l2));
   }
-  if (to.size > op.k) partition(to.found, to.size, op.k), to.size = op.k;
-  sort(to.found, to.size);
+  to.size = sort_best(to.found, to.size, op.k);
   float square = 0;  // of the query, where -|q - x|^2 is to be made of q.x - |x|^2 / 2
   if (l2 && !ivf.exact.data)
     for (int64_t i = 0; i < ivf.d; ++i) square += q.x[i] * q.x[i];
@@ -351,12 +351,12 @@ void finish(const Search& op, Query& q, float* values, int64_t* positions) {
 }
 
 template <int kQueries>
-void prepare_lists(const Search& op, Query* const* queries, const Space& space) {
+void prepare_lists(const Search& op, Query* queries, const Space& space) {
   const Ivf& ivf = *op.index;
   const int64_t all = padded(ivf.leaves, 16);
   score_lists<kQueries>(ivf, queries, space.scores);
   for (int q = 0; q < kQueries; ++q)
-    choose_lists(ivf, *queries[q], least(op.leaves, ivf.leaves), space.scores + q * all, space.keys);
+    choose_lists(ivf, queries[q], least(op.leaves, ivf.leaves), space.scores + q * all, space.keys);
 }
 
 template <class Layout, Lookup kLookup>
@@ -366,7 +366,7 @@ void search_one(const Search& op, int64_t query, const Space& space) {
   take_query(op, query, *q);
   quantize(ivf, *q);
   tabulate<kLookup>(ivf, *q, space.lut);
-  prepare_lists<1>(op, &q, space);
+  prepare_lists<1>(op, q, space);
   begin_query<Layout, kLookup>(ivf, *q, op.rerank, op.allowed, kShare);
   scan_lists<Layout, kLookup>(ivf, *q, op.allowed);
   scan_again<Layout, kLookup>(ivf, *q, op.k, op.rerank, op.allowed);
@@ -379,29 +379,28 @@ template <class Layout, Lookup kLookup>
 void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space) {
   const Ivf& ivf = *op.index;
   Query* const queries = space.queries;
-  memset(space.head, 0, (ivf.leaves + 1) * sizeof *space.head);
-  for (int64_t i = 0; i < n; ++i) take_query(op, begin + i, queries[i]);
-  for (int64_t i = 0; i < n; i += kMostQueries) {
-    Query* some[kMostQueries];
-    for (int64_t j = 0; j < kMostQueries; ++j) {
-      some[j] = queries + least(i + j, n - 1);
-      if (i + j < n) quantize(ivf, *some[j]), tabulate<kLookup>(ivf, *some[j], space.lut);
-    }
-    if (n - i >= kMostQueries)
-      prepare_lists<kMostQueries>(op, some, space);
-    else
-      for (int64_t j = 0; j < n - i; ++j) prepare_lists<1>(op, some + j, space);
-  }
+  memset(space.head, 0, padded(ivf.leaves, 16) * sizeof *space.head);
   for (int64_t i = 0; i < n; ++i) {
-    if (i + 1 < n) {
-      const Run next = run_of(ivf, queries[i + 1].list[0], queries[i + 1].list[0]);
-      prefetch(next.blocks, (next.vectors + Layout::kVectors - 1) / Layout::kVectors * next.bytes);
-    }
+    take_query(op, begin + i, queries[i]);
+    quantize(ivf, queries[i]);
+    tabulate<kLookup>(ivf, queries[i], space.lut);
+  }
+  for (int64_t four = 0; four < n / kMostQueries; ++four)
+    prepare_lists<kMostQueries>(op, queries + four * kMostQueries, space);
+  for (int64_t i = n / kMostQueries * kMostQueries; i < n; ++i) prepare_lists<1>(op, queries + i, space);
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t following = queries[least(i + 1, n - 1)].list[0];
+    const Run next = run_of(ivf, following, following);
+    prefetch(next.blocks, (next.vectors + Layout::kVectors - 1) / Layout::kVectors * next.bytes);
     Query& q = queries[i];
     begin_query<Layout, kLookup>(ivf, q, op.rerank, op.allowed, kShare);
-    for (int64_t j = 0; j < q.lists; ++j) ++space.head[q.list[j] + 1];
+    for (int64_t j = 0; j < q.lists; ++j) ++space.head[q.list[j]];
   }
-  for (int64_t l = 0; l < ivf.leaves; ++l) space.head[l + 1] += space.head[l];
+  int32_t asked = 0;
+  for (int64_t l = 0; l < ivf.leaves; ++l) {  // equivalent: one more is nobody's
+    const int32_t count = space.head[l];
+    space.head[l] = asked, asked += count;
+  }
   for (int64_t i = 0; i < n; ++i)  // after this head[l] is where list l ends
     for (int64_t j = 0; j < queries[i].lists; ++j) {
       const int32_t at = space.head[queries[i].list[j]]++;
@@ -411,7 +410,7 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
   for (int64_t l = 0; l < ivf.leaves; ++l) {
     Asker askers[kMostQueries];
     int count = 0;
-    const Run run = run_of(ivf, l, l + 1 < ivf.leaves ? l + 1 : l);
+    const Run run = run_of(ivf, l, least(l + 1, ivf.leaves - 1));
     for (; at < space.head[l]; ++at) {
       Query& q = queries[space.asking[at]];
       askers[count] = {&q.to, q.table.entries, space.adds[at]};

@@ -47,13 +47,21 @@ inline void sort(Candidate* x, int64_t n) {
   }
 }
 
+// The first k come to the front, in order; how many they are.
+inline int64_t sort_best(Candidate* x, int64_t n, int64_t k) {
+  partition(x, n, k);
+  n = least(n, k);
+  sort(x, n);
+  return n;
+}
+
 // q.x, or for l2 -|q - x|^2.
 template <class T>
 float exact_score(const float* q, const T* x, int64_t d, bool l2) {
   F32 sum[4] = {};
   const auto add = [&](F32& to, F32 a, F32 b) { l2 ? to -= (a - b) * (a - b) : to += a * b; };
   int64_t i = 0;
-  for (; i + 4 * TAMIS_LANES <= d; i += 4 * TAMIS_LANES)
+  for (; i + 4 * TAMIS_LANES <= d; i += 4 * TAMIS_LANES)  // equivalent: the next loop does the same, slower
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) add(sum[j], load(q + i + j * TAMIS_LANES), load(x + i + j * TAMIS_LANES));
   for (; i + TAMIS_LANES <= d; i += TAMIS_LANES) add(sum[0], load(q + i), load(x + i));
@@ -71,7 +79,7 @@ float exact_score_of(const float* q, const void* row, int64_t d, bool l2) {
 // Of bytes: both sides' numbers times their scales, x's with 128 added.
 inline int32_t byte_dot(const uint8_t* x, const int8_t* q, int64_t size) {  // size: a multiple of 64
   I32 sum = {};
-  for (int64_t i = 0; i < size; i += kBytes) sum = dot4(sum, load_bytes(x + i), (S8)load_bytes(q + i));
+  for (int64_t i = 0; i != size; i += kBytes) sum = dot4(sum, load_bytes(x + i), (S8)load_bytes(q + i));
   return reduce_add(sum);
 }
 

@@ -19,8 +19,8 @@ inline constexpr float kSpread = 28;
 inline constexpr int kHigh = 80;
 
 template <class V>
-inline V clamped(V x, V low, V high) {
-  return x < low ? low : x > high ? high : x;
+inline V clamped(V x, V low, V high) {  // a NaN to `low`
+  return x > low ? x < high ? x : high : low;
 }
 
 inline void store_bytes(uint8_t* to, I32 x) {
@@ -35,7 +35,7 @@ Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* ou
   for (int64_t p = 0; p < parts; ++p) {
     const float* const of = lut + p * centroids;
     F32 sum = {}, squares = {}, low = F32{} + kInf, high = F32{} - kInf;
-    for (int64_t i = 0; i < centroids; i += TAMIS_LANES) {
+    for (int64_t i = 0; i != centroids; i += TAMIS_LANES) {
       const F32 x = load(of + i);
       sum += x, squares += x * x, low = min(x, low), high = max(x, high);
     }
@@ -53,9 +53,9 @@ Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* ou
   for (int64_t p = 0; p < parts; ++p) {
     const float* const of = lut + p * centroids;
     F32 sum = {}, low = F32{} + kInf;
-    for (int64_t i = 0; i < centroids; i += TAMIS_LANES) sum += load(of + i), low = min(load(of + i), low);
+    for (int64_t i = 0; i != centroids; i += TAMIS_LANES) sum += load(of + i), low = min(load(of + i), low);
     const float from = kSigned ? reduce_add(sum) / centroids : -reduce_max(-low);
-    for (int64_t i = 0; i < centroids; i += TAMIS_LANES) {
+    for (int64_t i = 0; i != centroids; i += TAMIS_LANES) {
       const I32 entry = rounded((load(of + i) - from) * scale);
       const int32_t least = kSigned ? -127 : 0, most = kSigned ? 127 : 255;
       const I32 raised = entry < least ? I32{} + least : entry;
@@ -75,7 +75,7 @@ struct Run {  // of a list's blocks, whose first vector is at `position`
 inline constexpr int64_t kAhead = 2;  // blocks
 
 inline void prefetch(const void* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
+  for (const char* at = static_cast<const char*>(from); bytes > 0; bytes -= 64, at += 64) __builtin_prefetch(at);
 }
 
 struct Asker {

@@ -89,7 +89,7 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
     S8 low[kQueries], high[kQueries];
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) low[q] = high[q] = starts[q];
-    for (int64_t at = 0; at < parts * 16; at += kBytes) {
+    for (int64_t at = 0; at < parts * 16; at += kBytes) {  // equivalent: of an odd end a register is the same
       const U8 code = load_bytes(codes + at), first = code & 15, second = code >> 4;
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
@@ -108,7 +108,7 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
       Exact low, high;
-      for (int64_t at = 0; at < parts * 16; at += kBytes) {
+      for (int64_t at = 0; at < parts * 16; at += kBytes) {  // equivalent: likewise
         const U8 code = load_bytes(codes + at), table = load_bytes(tables[q] + at);
         low.add(lookup16(table, code & 15));
         high.add(lookup16(table, code >> 4));

@@ -184,6 +184,32 @@ def test_no_queries_and_zero_queries(isa):
     assert (indices >= 0).all()
 
 
+def test_many_equal_codes(isa):
+    """More of them than a query holds: still as many are found as are asked for."""
+    ix = made(15, 3000, 12, 3, 4, 6)
+    ix["codes"] = torch.zeros_like(ix["codes"])
+    x = torch.randn(9, 12, generator=torch.Generator().manual_seed(3))
+    for lookup in ("s8", "u16"):
+        for queries in (x, x[:1]):
+            assert (SEARCH(queries, 10, 3, 30, **ix, lookup=lookup)[1] >= 0).all()
+
+
+@pytest.mark.parametrize("number", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_query_that_is_not_finite(isa, number, normalize):
+    """Finds somebody or nobody, and the others what they find alone."""
+    ix = made(14, 300, 12, 40, 4, 6)
+    x = torch.randn(9, 12, generator=torch.Generator().manual_seed(3))
+    x[4, 3] = number
+    values, indices = SEARCH(x, 5, 6, 30, **ix, normalize=normalize)
+    assert ((indices >= -1) & (indices < 300)).all()
+    assert (SEARCH(x[4:5], 5, 6, 30, **ix, normalize=normalize)[1] < 300).all()
+    for q in (3, 5):
+        alone = SEARCH(x[q : q + 1], 5, 6, 30, **ix, normalize=normalize)
+        assert torch.equal(alone[0][0], values[q])
+        assert torch.equal(alone[1][0], indices[q])
+
+
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [

@@ -17,22 +17,24 @@ import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from .mutants import ROOT, Mutant, Tell, command, judge
-from .tails import driven, mutants, sources
+from .tails import mutants, sources
 
 COMPILER = os.environ.get("CXX", "g++")
 HERE = ROOT / "tests" / "sanitize"
 # Of tests/sanitize, and the kernels that each drives; the quick ones first.
 DRIVERS = {
-    "encode": "ann",
-    "draw": "sampling",
-    "choose": "sparse_mlp",
-    "mlp": "sparse_mlp",
-    "topk": "sparse_mlp",
-    "sampling": "sampling",
-    "distill": "distill",
+    "encode": "ann/cpu_[aer]*.cpp",
+    "search": "ann/cpu_s*.cpp",
+    "draw": "sampling/cpu_*.cpp",
+    "choose": "sparse_mlp/cpu_*.cpp",
+    "mlp": "sparse_mlp/cpu_*.cpp",
+    "topk": "sparse_mlp/cpu_*.cpp",
+    "sampling": "sampling/cpu_*.cpp",
+    "distill": "distill/cpu_*.cpp",
 }
 COMMON = ["-std=c++17", "-g1", "-pthread", "-O1", "-Wno-psabi", "-Wno-maybe-uninitialized", "-DTAMIS_CHECKED"]
 ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -106,7 +108,7 @@ def included(file: Path) -> frozenset[Path]:
 
 
 def units(driver: str) -> list[Path]:
-    return [HERE / f"{driver}.cpp", *sorted(filter(driven, (ROOT / "kernels" / DRIVERS[driver]).glob("cpu_*.cpp")))]
+    return [HERE / f"{driver}.cpp", *sorted((ROOT / "kernels").glob(DRIVERS[driver]))]
 
 
 def folder() -> Path:
@@ -168,7 +170,9 @@ def _built(driver: str, isa: str, address: bool) -> Path:
         *(ADDRESS if address else []),
     ]
     flags += [] if isa == "neon" else [f"-march=x86-64-{isa}"]
-    flags += ["-ffp-contract=off" if DRIVERS[driver] == "sampling" else "-ffp-contract=fast"]
+    flags += ["-ffp-contract=off" if DRIVERS[driver].startswith("sampling") else "-ffp-contract=fast"]
+    if simde := find_spec("simde_py"):
+        flags += ["-isystem", f"{(simde.submodule_search_locations or [''])[0]}/simde"]
     root = tree()
 
     def unit(file: Path) -> Path:

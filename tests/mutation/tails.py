@@ -15,17 +15,9 @@ LANES = re.compile(r"kLanes|TAMIS_LANES|\blanes\b|^64$")  # 64: bits of a word
 TAIL = re.compile(r"\b(load|store)_(?:tail|some|upto)\(")
 
 
-# Of ann, what searches: tested from Python, not yet driven under sanitizers.
-UNDRIVEN = ("bytes.h", "collect.h", "cpu.h", "cpu_scan.cpp", "cpu_search.cpp", "rerank.h", "scan.h", "sums.h")
-
-
-def driven(file: Path) -> bool:
-    return "probe" not in file.name and not (file.parent.name == "ann" and file.name in UNDRIVEN)
-
-
 def sources() -> list[Path]:
     files = [*(ROOT / "kernels").glob("*/*.h"), *(ROOT / "kernels").glob("*/cpu_*.cpp")]
-    return sorted(filter(driven, files))
+    return sorted(file for file in files if "probe" not in file.name)
 
 
 def mutants(file: Path) -> list[Mutant]:

@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=build/sanitize
 mkdir -p "$out"
+simde=$("${PYTHON:-python3}" -c "import importlib.util as u; print(u.find_spec('simde_py').submodule_search_locations[0])")
 
 drive() {  # runner, compiler, isa, lanes, flags
   build "$@" -ffp-contract=fast tests/sanitize/distill.cpp kernels/distill/cpu_*.cpp
@@ -14,6 +15,7 @@ drive() {  # runner, compiler, isa, lanes, flags
   build "$@" -ffp-contract=fast tests/sanitize/topk.cpp kernels/sparse_mlp/cpu_*.cpp
   build "$@" -ffp-contract=fast tests/sanitize/mlp.cpp kernels/sparse_mlp/cpu_*.cpp
   build "$@" -ffp-contract=fast tests/sanitize/encode.cpp kernels/ann/cpu_{assign,encode,rank}.cpp
+  build "$@" -ffp-contract=fast -isystem "$simde/simde" tests/sanitize/search.cpp kernels/ann/cpu_{scan,search}.cpp
 }
 
 build() {
