@@ -42,9 +42,7 @@ def read_vectors(path: str | os.PathLike[str], key: str | None = None) -> Tensor
         array = _npy(fn, place) if kind == ".npy" else _rows(fn, place, "<f4")
         if array.dtype.kind != "f" or array.dtype.itemsize > 8:
             _refuse(fn, place, "floats", f"{array.dtype}")
-        if array.dtype.itemsize == 8 or not array.dtype.isnative:
-            array = array.astype(np.float32 if array.dtype.itemsize == 8 else array.dtype.newbyteorder("="))
-        given = torch.from_numpy(array)
+        given = torch.from_numpy(array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("=")))
     if given.dtype == torch.float64:
         given = given.to(torch.float32)
     if given.dtype not in _FLOATS:
@@ -105,7 +103,7 @@ def _npy(fn: str, place: Path) -> Array:
     """Mapped, copy on write: torch warns of memory that cannot be written."""
     try:
         array = np.load(place, mmap_mode="c", allow_pickle=False)
-    except (ValueError, EOFError, OSError, OverflowError) as error:
+    except Exception as error:  # of a broken header also those of Python's parser
         _refuse(fn, place, "a whole .npy file of numbers", str(error).splitlines()[0])
     if not isinstance(array, np.memmap):  # an archive, whatever it is called
         _refuse(fn, place, "a .npy file", "another kind of file")
@@ -119,7 +117,8 @@ def _rows(fn: str, place: Path, dtype: str) -> Array:
     """Of the vecs formats, whose rows each begin with their length, and of bin, which begins with its shape."""
     size = place.stat().st_size
     with place.open("rb") as file:
-        head = np.frombuffer(file.read(8), "<i4")
+        start = file.read(8)
+    head = np.frombuffer(start, "<i4", len(start) // 4)
     if place.suffix.lower() in (".fvecs", ".ivecs"):
         width = int(head[0]) if len(head) else 0
         if width < 1:

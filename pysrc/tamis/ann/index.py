@@ -32,6 +32,7 @@ class Index(nn.Module):
 
     rows: Tensor
     start: Tensor
+    exact: Tensor | None
     ids: Tensor | None
 
     def __init__(self, parts: dict[str, Any], *, metric: str, spec: str, tuning: Tuning) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 ann = typer.Typer(no_args_is_help=True, help="Nearest neighbours: an index of your vectors.")
 
+QUERIES, COLUMNS = 10, 5  # of what a search found, on the screen
 _FORMATS = ".npy, .fvecs, .fbin or .safetensors"
 IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="As `tamis ann build` wrote it.")]
 Queries = Annotated[Path, typer.Argument(metavar="QUERIES", help=f"{_FORMATS}, [q, d].")]
@@ -88,7 +89,10 @@ def search(
     if out is None:
         from .screen import screen
 
-        screen().print(_found(found, loaded.metric))
+        console, what = screen(), "squared distance" if loaded.metric == "l2" else "similarity"
+        shown = min(len(asked), QUERIES), min(k, COLUMNS)
+        console.print(f"index and {what}: {shown[0]} of {len(asked):,} queries, {shown[1]} of {k} neighbours")
+        console.print(_found(found, *shown))
         return
     _write("search", lambda: _save(found, out))
     typer.echo(f"{len(asked):,} queries, {k} neighbours each: {out}")
@@ -222,15 +226,12 @@ def _save(found: "SearchResult", out: Path) -> None:
         write(save({"indices": found.indices, "distances": found.distances}), out)
 
 
-def _found(found: "SearchResult", metric: str, queries: int = 10, columns: int = 5) -> "Table":
+def _found(found: "SearchResult", queries: int, columns: int) -> "Table":
     from rich.table import Table
 
-    q, k = found.indices.shape
-    what = "index and squared distance" if metric == "l2" else "index and similarity"
-    table = Table(title=f"{what}, {min(q, queries)} of {q:,} queries, {min(k, columns)} of {k} neighbours")
-    table.add_column("query", justify="right")
-    for column in range(min(k, columns)):
-        table.add_column(str(column + 1), justify="right")
+    table = Table("query", *(str(column + 1) for column in range(columns)))
+    for column in table.columns:
+        column.justify = "right"
     rows = zip(found.indices[:queries].tolist(), found.distances[:queries].tolist(), strict=True)
     for query, (indices, distances) in enumerate(rows):
         cells = zip(indices[:columns], distances[:columns], strict=True)
