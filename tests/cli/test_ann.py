@@ -290,3 +290,21 @@ def test_refused(place, monkeypatch, line, words):
     assert result.exit_code == 2, result.output
     assert words in re.sub(r"[\s│]+", " ", result.output)
     assert not Path("o").exists()
+
+
+def test_the_readme(tmp_path, monkeypatch):
+    """Its example in Python, then its commands on the files that this wrote."""
+    section = (Path(__file__).parents[2] / "README.md").read_text().split("\n## ann\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"```(\w*)\n(.*?)```", section, re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["python", ""]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(blocks[0][1], names)
+    assert names["indices"].shape == (100, 10)
+    assert (names["thorough"].indices % 2 == 0).all()
+    assert len(names["index"]) == 1697
+    for line in blocks[1][1].splitlines():
+        program, group, *arguments = shlex.split(line, comments=True)
+        assert (program, group) == ("tamis", "ann")
+        done(*arguments)
+    np.testing.assert_array_equal(np.load("found.npz")["indices"], names["indices"])
