@@ -25,7 +25,7 @@ ann = typer.Typer(no_args_is_help=True, help="Nearest neighbours: an index of yo
 QUERIES, COLUMNS = 10, 5  # of what a search found, on the screen
 _FORMATS = ".npy, .fvecs, .fbin or .safetensors"
 IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="As `tamis ann build` wrote it.")]
-Queries = Annotated[Path, typer.Argument(metavar="QUERIES", help=f"{_FORMATS}, [q, d].")]
+Queries = Annotated[Path, typer.Argument(metavar="QUERIES", help=f"{_FORMATS}: q rows of d.")]
 Key = Annotated[str | None, typer.Option("--key", help="Which tensor, where a .safetensors file has several.")]
 
 
@@ -38,11 +38,11 @@ def _replaceable(path: Path) -> Path:
 
 @ann.command()
 def build(
-    vectors: Annotated[Path, typer.Argument(metavar="VECTORS", help=f"{_FORMATS}, [n, d]; read in pieces.")],
+    vectors: Annotated[Path, typer.Argument(metavar="VECTORS", help=f"{_FORMATS}: n rows of d, read in pieces.")],
     out: Annotated[Path, typer.Option("--out", callback=_replaceable, help="The index, one file.")],
     metric: Annotated[str, typer.Option(help="ip, cosine or l2.")] = "ip",
     spec: Annotated[str | None, typer.Option(help="Such as tree1000,pq2x4,reorder-int8+fp32; else chosen.")] = None,
-    ids: Annotated[Path | None, typer.Option(help=".npy of integers [n], returned instead of rows.")] = None,
+    ids: Annotated[Path | None, typer.Option(help=".npy of n integers, returned instead of rows.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sample that centroids are found from.")] = 0,
     key: Key = None,
 ) -> None:
@@ -74,7 +74,7 @@ def search(
     rerank: Annotated[int | None, typer.Option(min=1, help="Candidates compared again; else the index's own.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", callback=writable, help="indices and distances [q, k], .npz or .safetensors."),
+        typer.Option("--out", callback=writable, help="Indices and distances, q rows of k: .npz or .safetensors."),
     ] = None,
     key: Key = None,
 ) -> None:
@@ -102,7 +102,9 @@ def search(
 def evaluate(
     index: IndexFile,
     queries: Queries,
-    truth: Annotated[Path | None, typer.Option(help="Their true neighbours [q, k]: .npy, .ivecs or .ibin.")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Their true neighbours, q rows of k or more: .npy, .ivecs or .ibin.")
+    ] = None,
     vectors: Annotated[Path | None, typer.Option(help="What the index is of, to find the true ones with.")] = None,
     k: Annotated[int, typer.Option(min=1, help="Neighbours of each query.")] = 10,
     leaves: Annotated[str, typer.Option(help="Which to try, by comma; else some around the index's own.")] = "",
@@ -154,14 +156,17 @@ def evaluate(
         points = engine.evaluate(
             loaded, asked, true, k, grid, lambda done, total: bar.update(task, completed=done, visible=done < total)
         )
-    console.print(f"{len(asked):,} queries, {loaded.metric}, {loaded.spec}, {torch.get_num_threads()} threads")
+    used = torch.get_num_threads()
+    console.print(
+        f"{len(asked):,} queries, {loaded.metric}, {loaded.spec}, {used} {'thread' if used == 1 else 'threads'}"
+    )
     console.print(_curve(points, engine.best(points), k))
     if json:
         result = {
             "index": {"n": len(loaded), "d": loaded.d, "metric": loaded.metric, "spec": loaded.spec},
             "queries": len(asked),
             "k": k,
-            "threads": torch.get_num_threads(),
+            "threads": used,
             "truth": "file" if truth else "vectors" if vectors else "index",
             "points": [vars(point) for point in points],
         }
@@ -242,10 +247,10 @@ def _found(found: "SearchResult", queries: int, columns: int) -> "Table":
 def _curve(points: "list[Point]", best: "list[Point]", k: int) -> "Table":
     from rich.table import Table
 
-    table = Table(caption="bold: none is better in both")
-    for column in ("leaves", "rerank", f"recall@{k}", "queries/s"):
+    table = Table(caption="*: none is better in both")
+    for column in ("leaves", "rerank", f"recall@{k}", "queries/s", ""):
         table.add_column(column, justify="right")
     for point in points:
         cells = (point.leaves, point.rerank, f"{point.recall:.4f}", f"{point.queries_per_second:,.0f}")
-        table.add_row(*map(str, cells), style="bold" if point in best else "")
+        table.add_row(*map(str, cells), "*" if point in best else "")
     return table
