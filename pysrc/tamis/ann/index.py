@@ -1,6 +1,7 @@
 """A quantized index for nearest neighbours: an nn.Module whose buffers are what its kernels read."""
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import _native
-from ..common.checks import check_dense, check_integer, fail
+from ..common.checks import check_bool, check_dense, check_integer, fail
 from . import store
 from .ops import EXACT, SearchResult
+from .progress import bar, silent
 from .spec import Tuning
 
 METRICS = ("ip", "l2", "cosine")
@@ -31,6 +33,7 @@ class Index(nn.Module):
 
     rows: Tensor
     start: Tensor
+    exact: Tensor | None
     ids: Tensor | None
 
     def __init__(self, parts: dict[str, Any], *, metric: str, spec: str, tuning: Tuning) -> None:
@@ -43,7 +46,8 @@ class Index(nn.Module):
 
     @classmethod
     def build(
-        cls, vectors: Array, *, metric: str = "ip", spec: str | None = None, ids: Array | None = None, seed: int = 0
+        cls, vectors: Array, *, metric: str = "ip", spec: str | None = None, ids: Array | None = None, seed: int = 0,
+        progress: bool = False,
     ) -> "Index":  # fmt: skip
         """An index of vectors.
 
@@ -53,12 +57,15 @@ class Index(nn.Module):
             spec: as Spec; None: by n, d and this machine's instruction set.
             ids: int64 [n], different from each other and not negative: what a search returns instead of rows.
             seed: of the samples that centroids are found from.
+            progress: show on the error stream how far it is.
         Raises:
             TypeError, ValueError: an argument.
         """
         from .build import build  # scikit-learn and the like are not needed to search
 
-        return cls(**build(vectors, metric, spec, ids, seed))
+        check_bool("Index.build", "progress", progress)
+        with bar() if progress else nullcontext(silent) as report:
+            return cls(**build(vectors, metric, spec, ids, seed, report))
 
     def __len__(self) -> int:
         return len(self.rows)

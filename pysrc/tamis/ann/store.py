@@ -44,9 +44,14 @@ def save(index: "Index", path: str | os.PathLike[str]) -> None:
     }  # fmt: skip
     about["checksum"] = _digest(tensors, about)
     place = Path(path).resolve()
+    if place.exists() and not place.is_file():
+        fail("Index.save", "path", "a file", f"{place}, a folder or a device")
     part = place.with_name(f"{place.name}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode  # as the user's files are; safetensors makes one for its owner alone
         save_file(tensors, part, {KEY: json.dumps(about)})
+        part.chmod(mode)
         part.replace(place)
     finally:
         part.unlink(missing_ok=True)

@@ -24,5 +24,6 @@ def main() -> None:
     for name in ("doctor", "demo", "bench", "aot", "report", "reproduce"):
         module = importlib.import_module(f"tamis.cli.{name}")
         app.command(name)(getattr(module, name))
-    app.add_typer(importlib.import_module("tamis.cli.data").data, name="data")
+    for name in ("data", "ann"):
+        app.add_typer(getattr(importlib.import_module(f"tamis.cli.{name}"), name), name=name)
     app(prog_name="tamis")

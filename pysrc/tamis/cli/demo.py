@@ -2,6 +2,7 @@
 
 import importlib
 import json as json_module
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,9 +11,11 @@ import typer
 from .paths import stop, writable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from ..pipelines.demo import Result
+    from ..pipelines.demo_search import Search
 
 
 def demo(
@@ -27,9 +30,10 @@ def demo(
         typer.Option(exists=True, dir_okay=False, help="Your own text, not Python's documentation."),
     ] = None,
     compiled: Annotated[bool, typer.Option("--compile", help="Also plain torch under torch.compile.")] = False,
+    no_search: Annotated[bool, typer.Option("--no-search", help="Leave out the search among word vectors.")] = False,
     no_bench: Annotated[bool, typer.Option("--no-bench", help="Leave out the benchmark at the end.")] = False,
 ) -> None:
-    """Distil a next-word model on real text, by plain torch and by tamis, and compare."""
+    """Distil a next-word model on real text, by plain torch and by tamis, and compare; then search word vectors."""
     import torch
     from rich.progress import TextColumn
 
@@ -65,14 +69,39 @@ def demo(
             raise typer.BadParameter(f"{error} (--text PATH)") from error
     console.print(_table(result))
     console.print(_words(result))
+    found = None if no_search else _search(console, seed)
     if json:
         try:
-            write(json_module.dumps(result.to_json(), indent=1) + "\n", json)
+            both = result.to_json() | {"search": None if found is None else asdict(found)}
+            write(json_module.dumps(both, indent=1) + "\n", json)
         except OSError as error:
             raise stop(f"tamis.demo: --json: expected a file that can be written, got {error}") from None
     if not no_bench:
         console.print("\n[bold]tamis bench distill --quick[/bold]")
         importlib.import_module("tamis.cli.bench").bench("distill", quick=True)
+
+
+def _search(console: "Console", seed: int) -> "Search | None":
+    """On real words where they are installed; else it says what to install, and the demonstration goes on."""
+    from ..pipelines.data import MissingData, glove
+    from ..pipelines.demo_search import search
+
+    try:
+        words, vectors = glove()
+    except MissingData as error:
+        console.print(f"\nsearch left out: {error}", markup=False)
+        return None
+    found = search(words, vectors, seed=seed, progress=console.is_terminal)
+    console.print(
+        f"\n[bold]The {found.k} nearest of {found.queries:,} words among {found.words:,}[/bold], GloVe, {found.d} "
+        f"dimensions, cosine\n"
+        f"index {found.spec}, built in {found.seconds:.1f} s: finds {found.recall:.1%} of them in "
+        f"{found.index_us:.0f} us a word; comparing with all takes torch {found.exact_us:.0f} us, "
+        f"[bold]{found.exact_us / found.index_us:.0f}x[/bold]"
+    )
+    for word, others in found.nearest.items():
+        console.print(f"{word}: {', '.join(others)}", markup=False, highlight=False)
+    return found
 
 
 def _table(result: "Result") -> "Table":

