@@ -11,7 +11,8 @@ from torch import Tensor
 
 K = 10  # neighbours
 CHUNK = 128  # queries whose scores of all vectors are held at once
-LEAST, ENOUGH = 0.85, 0.999  # recall below which nothing is timed; above which a costlier setting is not tried
+LEAST, ENOUGH = 0.88, 0.999  # recall below which nothing is timed; above which a costlier setting is not tried
+FLAT = 3e-4  # nor where the last step gained less: something else limits it
 NEAR = 1.15  # times the quickest as good: what is timed again, in the mode asked for
 ROUNDS = 3
 
@@ -76,11 +77,13 @@ def sweep(
     """
     points: dict[Setting, Point] = {}
     for line in grid:
+        last = -1.0
         for setting in line:
             search, prepare = make(setting)
             found, seconds = _once(search, prepare, [queries])
-            points[setting] = Point(recall(found, truth), seconds)
-            if points[setting].recall > ENOUGH:
+            before, points[setting] = last, Point(recall(found, truth), seconds)
+            last = points[setting].recall
+            if last > ENOUGH or last - before < FLAT:
                 break
     return points
 
