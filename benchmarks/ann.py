@@ -24,7 +24,8 @@ from tamis.bench import Case, Route, recall
 from tamis.bench.case import Results
 from tamis.bench.recall import K, Point, Search
 from tamis.common.backend import isa
-from tamis.pipelines.data import GLOVE_50
+from tamis.pipelines.data import FASHION_MNIST, GLOVE_50, MINILM, PYTHON_DOCS, WORDNET, Dataset
+from tamis.pipelines.embed import embeddings
 from torch import Tensor
 
 MODES = {"one query a call": 1, "16 queries a call": 16, "all queries in one call": 0}
@@ -63,7 +64,7 @@ class Source:
     d: int
     held: int
     leaves: int
-    read: Callable[[], Floats]
+    read: Callable[[], npt.NDArray[Any]]
     metric: str = "ip"
     targets: Sequence[float] = TARGETS
 
@@ -91,10 +92,26 @@ def sources(*, quick: bool) -> Iterator[Source]:
         yield Source("clustered", small, 50, 500, 200, partial(_clustered, SMALL, 50), targets=(0.95,))
     if quick:
         return
-    if GLOVE_50.present():
-        yield Source("glove-50", 396_000, 50, 2000, 1000, lambda: GLOVE_50.load())
+    for source, needed in _large():
+        if missing := [dataset.install for dataset in needed if not dataset.present()]:
+            print(f"no {source.name}: {' and '.join(missing)}", flush=True)
+        else:
+            yield source
+
+
+def _large() -> Iterator[tuple[Source, Sequence[Dataset[Any]]]]:
+    yield Source("glove-50", 396_000, 50, 2000, 1000, lambda: GLOVE_50.load()), [GLOVE_50]
+    pixels = 28 * 28
+    yield (
+        Source("fashion-mnist", 66_000, pixels, 2000, 400, lambda: FASHION_MNIST.load().x.reshape(-1, pixels), "l2"),
+        [FASHION_MNIST],
+    )
+    if WORDNET.present():
+        yield Source("minilm of wordnet", 113_033, 384, 2000, 600, lambda: embeddings(WORDNET.load())), [MINILM]
     else:
-        print(f"no glove-50: {GLOVE_50.install}", flush=True)
+        texts = 22_000
+        read = lambda: embeddings(PYTHON_DOCS.load().split("\n\n")[:texts])  # noqa: E731
+        yield Source("minilm of python-docs", texts - 2000, 384, 1000, 240, read), [MINILM]
 
 
 @dataclass(frozen=True)
