@@ -32,6 +32,7 @@ MODES = {"one query a call": 1, "16 queries a call": 16, "all queries in one cal
 TARGETS = (0.9, 0.95, 0.98, 0.995)
 LEAVES = (6, 8, 10, 13, 16, 20, 25, 32, 40, 50, 64, 80, 100, 125, 160, 200, 250, 320, 400)
 RERANK = (20, 30, 40, 60, 90, 130, 200, 300)
+FACTORS = (2, 3, 4, 6, 9, 13, 20, 30, 45, 70, 100)
 EF = (16, 20, 25, 32, 40, 50, 64, 80, 100, 125, 160, 200, 250, 320, 400, 500, 640, 800)
 SMALL = 20_000
 
@@ -218,17 +219,17 @@ def _faiss_search(index: Any, parameters: Any) -> Ready:
     return lambda queries: index.search(queries.reshape(-1, d), K, params=parameters)[1], _nothing
 
 
-def _faiss_ivf(data: Data, threads: int) -> Built:
+def _faiss_ivf(codes: str, data: Data, threads: int) -> Built:
+    """Codes of vectors, "x4fs", or of what lies between them and their list's centroid, "x4fsr"."""
     lists = 1024 if data.leaves == 1000 else data.leaves
-    faiss, index = _faiss(data, threads, f"IVF{lists},PQ{data.base.shape[1] // 2}x4fs,RFlat")
+    faiss, index = _faiss(data, threads, f"IVF{lists},PQ{data.base.shape[1] // 2}{codes},RFlat")
 
     def make(setting: Pair) -> Ready:
         probes, factor = setting
         inner = faiss.IVFSearchParameters(nprobe=probes)
         return _faiss_search(index, faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner))
 
-    factors = tuple(rerank // K for rerank in RERANK)
-    return Built(make, ("nprobe", "k_factor"), _two(LEAVES, factors), lambda: int(faiss.serialize_index(index).nbytes))
+    return Built(make, ("nprobe", "k_factor"), _two(LEAVES, FACTORS), lambda: int(faiss.serialize_index(index).nbytes))
 
 
 def _faiss_hnsw(data: Data, threads: int) -> Built:
@@ -272,7 +273,8 @@ OURS = {
 OURS_VBMI = {"tamis": "tree{leaves},pq3x6,reorder-int8+fp32", "tamis 4 bits": OURS["tamis"]}
 PEERS: dict[str, Callable[[Data, int], Built]] = {
     "scann": _scann,
-    "faiss IVF": _faiss_ivf,
+    "faiss IVF": partial(_faiss_ivf, "x4fs"),
+    "faiss IVF residual": partial(_faiss_ivf, "x4fsr"),
     "faiss HNSW32": _faiss_hnsw,
     "hnswlib": _hnswlib,
     "usearch": _usearch,
@@ -286,14 +288,15 @@ AT = {"tamis u16": "tamis"}  # at the other's settings: what signed bytes cost i
 class Contest:
     """One data set, and whatever was built and measured on it; a mode is measured where it is first asked for."""
 
-    def __init__(self, source: Source) -> None:
-        self.data, self.targets, self.threads = source.data(), source.targets, torch.get_num_threads()
+    def __init__(self, source: Source, names: Sequence[str]) -> None:
+        self.data, self.names, self.threads = source.data(), names, torch.get_num_threads()
         base = torch.from_numpy(self.data.base)
         self.picking, self.scoring = (
             recall.exact(torch.from_numpy(queries), base, self.data.metric)
             for queries in (self.data.picking, self.data.scoring)
         )
         self.index = cache(self._index)
+        self.failed: dict[str, Exception] = {}
         self.swept = cache(self._swept)
         self.points = cache(self._points)
 
@@ -308,18 +311,29 @@ class Contest:
         start = time.perf_counter()
         return build(self.data, self.threads), time.perf_counter() - start
 
-    def _swept(self, name: str) -> dict[Pair, Point]:
-        built, _ = self.index(name)
-        return recall.sweep(built.make, built.grid, built.convert(self.data.picking), self.picking)
+    def _swept(self) -> dict[str, dict[Pair, Point]]:
+        """Of those that can be built here."""
+        points = {}
+        for name in self.names:
+            try:
+                built, _ = self.index(name)
+                points[name] = recall.sweep(built.make, built.grid, built.convert(self.data.picking), self.picking)
+            except Exception as error:  # is told where its row would be
+                self.failed[name] = error
+        return points
 
-    def _points(self, name: str, a_call: int) -> dict[Pair, Point]:
-        built, _ = self.index(name)
-        return recall.again(built.make, self.swept(name), _pieces(built.convert(self.data.picking), a_call))
+    def _points(self, a_call: int) -> dict[str, dict[Pair, Point]]:
+        swept = self.swept()
+        built = {name: self.index(name)[0] for name in swept}
+        pieces = {name: _pieces(b.convert(self.data.picking), a_call) for name, b in built.items()}
+        return recall.again({name: b.make for name, b in built.items()}, swept, pieces)
 
     def route(self, name: str, a_call: int, target: float) -> Route:
+        points, picked = self.points(a_call), AT.get(name, name)
+        if picked in self.failed:
+            raise self.failed[picked]
         built, seconds = self.index(name)
-        points = self.points(AT.get(name, name), a_call)
-        setting = recall.pick(points, target)
+        setting = recall.pick(points[picked], target)
         search, prepare = built.make(setting)
         pieces = _pieces(built.convert(self.data.scoring), a_call)
         notes: dict[str, Any] = {
@@ -327,10 +341,6 @@ class Contest:
             "build_s": seconds,
             "bytes_per_vector": built.size() / len(self.data.base),
         }
-        if target == self.targets[0] and name not in AT:
-            queries = len(self.data.picking)
-            best = [points[s] for s in recall.frontier(points)]
-            notes["curve"] = [[round(p.recall, 5), round(queries / p.seconds, 1)] for p in best]
         return Route(lambda _: tuple(search(piece) for piece in pieces), prepare, notes)
 
 
@@ -350,16 +360,19 @@ def _providers(names: Sequence[str], a_call: int, target: float) -> dict[str, Ca
     return {name: lambda contest, name=name: contest.route(name, a_call, target) for name in names}  # type: ignore[misc]
 
 
-def _search(source: Source, contest: Callable[[], Contest], mode: str, target: float, peers: bool) -> Case:
-    ours = [*(OURS_VBMI if isa() == "v4x" else OURS), "tamis u16"]
+def _names(peers: bool) -> list[str]:
     theirs = [*PEERS, "scann forced"] if peers else []
+    return [*(OURS_VBMI if isa() == "v4x" else OURS), *theirs]
+
+
+def _search(source: Source, contest: Callable[[], Contest], mode: str, target: float, peers: bool) -> Case:
     return Case(
         op=f"search {source.name}",
         mode=f"{mode}, recall {target:g}",
         shape={"vectors": source.n, "d": source.d, "queries": source.held},
         dtype="float32",
         setup=contest,
-        providers=_providers([*ours, *theirs], MODES[mode], target),
+        providers=_providers([*_names(peers), *AT], MODES[mode], target),
         truth=lambda contest: (contest.scoring,),
         items=source.held,
         judge=_judge,
@@ -419,7 +432,7 @@ def cases(*, quick: bool, peers: bool) -> Iterator[Case]:
         for n in (1024,) if quick else (1024, 16_384):
             yield _scan_case(n, bits, peers)
     for source in sources(quick=quick):
-        contest = cache(partial(Contest, source))  # made where the first of its cases runs
+        contest = cache(partial(Contest, source, _names(peers)))  # made where the first of its cases runs
         for mode in MODES:
             for target in source.targets:
                 yield _search(source, contest, mode, target, peers)

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tamis.bench import recall, run
+from tamis.bench import plots, recall, run
 from tamis.bench.recall import K, Point
 from tamis.benchmarks import ann
 from tamis.pipelines.data import GLOVE_50
@@ -72,7 +72,22 @@ def test_a_line_ends_where_recall_is_enough():
     points = recall.sweep(make, [(3, K, 99), (4,)], torch.zeros(1, 2), truth)
     assert tried == [3, K, 4]
     assert [points[s].recall for s in (3, K, 4)] == [0.3, 1.0, 0.4]
-    assert set(recall.again(make, points, [None])) == {K}
+    assert set(recall.again({"a": make}, {"a": points}, {"a": [None]})["a"]) == {K}
+
+
+def test_libraries_are_timed_in_turn():
+    order = []
+
+    def make(name):
+        return lambda setting: (lambda piece: order.append((name, setting, piece)), lambda: None)
+
+    points = {"a": {1: Point(0.9, 1.0), 2: Point(0.95, 2.0)}, "b": {3: Point(0.9, 1.0)}}
+    timed = recall.again({"a": make("a"), "b": make("b")}, points, {"a": [0], "b": [0, 1]})
+    assert order == [("a", 1, 0), ("a", 2, 0), ("b", 3, 0), ("b", 3, 1)] * recall.ROUNDS
+    assert {name: {s: p.recall for s, p in of.items()} for name, of in timed.items()} == {
+        "a": {1: 0.9, 2: 0.95},
+        "b": {3: 0.9},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +96,8 @@ def tiny():
         patch.setattr(ann, "LEAVES", (5, 20))
         patch.setattr(ann, "RERANK", (20, 100))
         patch.setattr(ann, "_ONE", [[(32,), (200,)]])
-        yield contest()
-
-
-def contest():
-    source = ann.Source("tiny", 2000, 16, 50, 20, lambda: ann._clustered(2100, 16))
-    return ann.Contest(source)
+        source = ann.Source("tiny", 2000, 16, 50, 20, lambda: ann._clustered(2100, 16))
+        yield ann.Contest(source, ann._names(peers=True))
 
 
 def test_queries_are_not_in_the_base(tiny):
@@ -107,7 +118,6 @@ def test_every_library_finds(tiny, name, a_call):
     route.prepare()
     assert recall.recall(route.run(None), tiny.scoring) > 0.8
     assert route.notes["settings"] and route.notes["bytes_per_vector"] > 16
-    assert ("curve" in route.notes) == (name != "tamis u16")
 
 
 WITHOUT_PEERS = """
@@ -128,9 +138,17 @@ def test_quick_runs_and_says_what_is_missing(tmp_path):
     run.save({"schema": run.SCHEMA} | part, tmp_path / "result.json")
     result = run.load(tmp_path / "result.json")
     rows = {row["provider"]: row for row in result["rows"] if row["op"].startswith("search")}
-    assert {"tamis", "tamis u16", "scann", "scann forced", "faiss IVF", "faiss HNSW32", "hnswlib", "usearch"} <= set(
-        rows
-    )
+    assert {
+        "tamis",
+        "tamis u16",
+        "scann",
+        "scann forced",
+        "faiss IVF",
+        "faiss IVF residual",
+        "faiss HNSW32",
+        "hnswlib",
+        "usearch",
+    } <= set(rows)
     for name, row in rows.items():
         if name.startswith("tamis"):
             assert row["recall"] > 0.85 and row["items_per_second"] > 0 and row["build_s"] > 0
@@ -141,6 +159,21 @@ def test_quick_runs_and_says_what_is_missing(tmp_path):
         "faiss"
     ]
     assert all(row["loss_error"] < 0.1 for row in scans if "failed" not in row)
+
+
+def test_curves_are_of_what_was_scored():
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    where = {"op": "search x", "mode": "all queries in one call, recall 0.9", "threads": 1, "allocator": "kept"}
+    rows = [
+        where | {"provider": name, "recall": right, "items_per_second": rate, "median_s": 1.0}
+        for name, right, rate in (("tamis", 0.95, 5.0), ("tamis", 0.9, 9.0), ("scann", 0.9, 4.0))
+    ]
+    assert list(plots.kinds({"rows": rows})) == ["recall-all"]
+    axes = Figure().add_subplot()
+    plots._draw_curves(axes, rows)
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[0.9, 9.0], [0.95, 5.0]], [[0.9, 4.0]]]
 
 
 def test_without_glove_there_are_vectors_all_the_same(monkeypatch, capsys):

@@ -115,23 +115,25 @@ def _draw_growth(axes: Any, rows: list[Row]) -> None:
 
 
 def _curves(mode: str) -> Callable[[list[Row]], list[Row]]:
-    return lambda rows: [row for row in rows if "curve" in row and row["mode"].startswith(mode)]
+    return lambda rows: [row for row in rows if "recall" in row and row["mode"].startswith(mode)]
 
 
 def _draw_curves(axes: Any, rows: list[Row]) -> None:
     """A colour a provider, a stroke a data set."""
     sets, providers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("op", "provider"))
+    curves: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        at, nth = providers.index(row["provider"]), sets.index(row["op"])
-        label = row["provider"] + f", {row['op']}" * (len(sets) > 1)
-        axes.plot(
-            *zip(*row["curve"], strict=True), f"C{at}", marker=".", linestyle=("-", "--", ":")[nth % 3], label=label
-        )
+        curves.setdefault((row["op"], row["provider"]), []).append(row)
+    for (op, provider), mine in curves.items():
+        at, nth = providers.index(provider), sets.index(op)
+        points = sorted((row["recall"], row["items_per_second"]) for row in mine)
+        label, stroke = provider + f", {op}" * (len(sets) > 1), ("-", "--", ":")[nth % 3]
+        axes.plot(*zip(*points, strict=True), f"C{at}", marker=".", linestyle=stroke, label=label)
     axes.set_yscale("log")
-    axes.set_xlabel("recall of 10 neighbours, on the queries for picking")
+    axes.set_xlabel("recall of 10 neighbours")
     axes.set_ylabel("queries a second")
     axes.grid(which="both", color="0.92")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 _KINDS: dict[str, tuple[Callable[[list[Row]], list[Row]], Callable[[Any, list[Row]], None], float, str]] = {

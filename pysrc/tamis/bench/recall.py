@@ -99,12 +99,15 @@ def near(points: Mapping[Setting, Point]) -> list[Setting]:
 
 
 def again(
-    make: Callable[[Setting], tuple[Search, Callable[[], None]]],
-    points: Mapping[Setting, Point],
-    pieces: Sequence[Any],
-) -> dict[Setting, Point]:
-    """Those of `near` timed in turn, piece by piece: the median of some rounds. Recall is what it was."""
-    settings = near(points)
-    times = [[_once(*make(setting), pieces)[1] for setting in settings] for _ in range(ROUNDS)]
-    medians = np.median(np.asarray(times).reshape(ROUNDS, -1), axis=0)
-    return {s: Point(points[s].recall, float(t)) for s, t in zip(settings, medians, strict=True)}
+    makes: Mapping[str, Callable[[Setting], tuple[Search, Callable[[], None]]]],
+    points: Mapping[str, Mapping[Setting, Point]],
+    pieces: Mapping[str, Sequence[Any]],
+) -> dict[str, dict[Setting, Point]]:
+    """Those of `near` of each library, timed piece by piece, all libraries in each round: a machine that is busy for a
+    while is so for all. The quickest of the rounds; recall is what it was."""
+    order = [(name, setting) for name in points for setting in near(points[name])]
+    times = [[_once(*makes[name](setting), pieces[name])[1] for name, setting in order] for _ in range(ROUNDS)]
+    made: dict[str, dict[Setting, Point]] = {name: {} for name in points}
+    for (name, setting), seconds in zip(order, zip(*times, strict=True), strict=True):
+        made[name][setting] = Point(points[name][setting].recall, min(seconds))
+    return made
