@@ -333,7 +333,7 @@ class Contest:
         if picked in self.failed:
             raise self.failed[picked]
         built, seconds = self.index(name)
-        setting = recall.pick(points[picked], target)
+        setting = recall.pick(points[picked] or self.swept()[picked], target)  # none near any target: says so
         search, prepare = built.make(setting)
         pieces = _pieces(built.convert(self.data.scoring), a_call)
         notes: dict[str, Any] = {

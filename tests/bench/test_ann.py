@@ -120,6 +120,13 @@ def test_every_library_finds(tiny, name, a_call):
     assert route.notes["settings"] and route.notes["bytes_per_vector"] > 16
 
 
+def test_recall_too_low_for_any_target_is_named(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "points", lambda a_call: {"tamis": {}})
+    monkeypatch.setattr(tiny, "swept", lambda: {"tamis": {(5, 20): Point(0.7, 1.0)}})
+    with pytest.raises(ValueError, match=r"at most 0.7000, the best reached"):
+        tiny.route("tamis", 0, 0.9)
+
+
 WITHOUT_PEERS = """
 import sys
 for name in ("faiss", "scann", "hnswlib", "usearch"):
