@@ -27,7 +27,7 @@ def invoke(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["bench", "nothing"], "family: expected one of distill"),
+        (["bench", "nothing"], "family: expected one of ann, distill"),
         (["bench", "--only", "("], "--only: expected a regular expression, got ("),
         (["bench", "--allocator", "huge"], "--allocator: expected one of default, kept, both, got huge"),
         (["bench", "--threads", "0"], "--threads: expected all, or counts of 1 to"),

@@ -16,10 +16,12 @@ class Route:
     Args:
         run: timed; gets what `prepare` returned.
         prepare: before every run, outside the time.
+        notes: more of its row, as settings that were picked or the bytes of an index.
     """
 
     run: Callable[[Any], Results]
     prepare: Callable[[], Any] = lambda: None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Case:
         exponentials, flops: that any implementation must take at least. flops are held against float32 multiply-adds:
             0 for half precision, which has faster instructions of its own.
         results: bytes of the results, where what a route takes beyond them is worth telling.
+        items: that a run serves, as queries, where their rate is told.
+        judge: of what a route gave and the truth, the columns that say how right it is; None: relative errors.
         calls: a sample is the mean of so many in a row, preparation included: for calls of microseconds.
         on_gpu: more providers, on a CUDA device alone.
     """
@@ -51,6 +55,8 @@ class Case:
     exponentials: int = 0
     flops: int = 0
     results: int = 0
+    items: int = 0
+    judge: Callable[[Results, Results], Mapping[str, float]] | None = None
     calls: int = 1
     on_gpu: Mapping[str, Callable[[Any], Route]] = field(default_factory=dict)
 

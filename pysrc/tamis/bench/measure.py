@@ -128,6 +128,11 @@ def relative_errors(got: Results, truth: Results) -> list[float]:
     return errors
 
 
+def _errors(got: Results, truth: Results) -> dict[str, float]:
+    loss, *gradients = relative_errors(got, truth)
+    return {"loss_error": loss} | ({"gradient_error": max(gradients)} if gradients else {})
+
+
 def measure(case: Case, limits: Limits, probes: Probes | None = None, meter: Meter = HOST) -> list[dict[str, Any]]:
     """One row a provider; a provider that fails has `failed` instead of figures.
 
@@ -144,8 +149,8 @@ def measure(case: Case, limits: Limits, probes: Probes | None = None, meter: Met
         row = rows[name] = {**place, "provider": name}
         try:
             routes[name] = route = provider(inputs)
-            loss, *gradients = relative_errors(route.run(route.prepare()), truth)
-            row |= {"loss_error": loss} | ({"gradient_error": max(gradients)} if gradients else {})
+            row |= (case.judge or _errors)(route.run(route.prepare()), truth)
+            row |= route.notes
             route.run(route.prepare())  # warm
             prepared = route.prepare()
             row["peak_bytes"] = peak = meter.peak(partial(route.run, prepared))
@@ -190,6 +195,8 @@ def _figures(case: Case, times: list[float], ours: list[float] | None, floors: _
         row["ratio"] = statistics.median(t / o for t, o in zip(times, ours, strict=True))
     if case.traffic:
         row["bytes_per_second"] = case.traffic / median
+    if case.items:
+        row["items_per_second"] = case.items / median
     if case.flops:
         row["flops_per_second"] = case.flops / median
     for name, floor in floors.items():

@@ -114,10 +114,35 @@ def _draw_growth(axes: Any, rows: list[Row]) -> None:
     axes.legend(fontsize=8)
 
 
+def _curves(mode: str) -> Callable[[list[Row]], list[Row]]:
+    return lambda rows: [row for row in rows if "recall" in row and row["mode"].startswith(mode)]
+
+
+def _draw_curves(axes: Any, rows: list[Row]) -> None:
+    """A colour a provider, a stroke a data set."""
+    sets, providers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("op", "provider"))
+    curves: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        curves.setdefault((row["op"], row["provider"]), []).append(row)
+    for (op, provider), mine in curves.items():
+        at, nth = providers.index(provider), sets.index(op)
+        points = sorted((row["recall"], row["items_per_second"]) for row in mine)
+        label, stroke = provider + f", {op}" * (len(sets) > 1), ("-", "--", ":")[nth % 3]
+        axes.plot(*zip(*points, strict=True), f"C{at}", marker=".", linestyle=stroke, label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel("recall of 10 neighbours")
+    axes.set_ylabel("queries a second")
+    axes.grid(which="both", color="0.92")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+
 _KINDS: dict[str, tuple[Callable[[list[Row]], list[Row]], Callable[[Any, list[Row]], None], float, str]] = {
     "speed": (_speed, _draw_speed, 0.16, "Time of others, over tamis's"),
     "memory": (_memory, _draw_memory, 0.3, "Memory beyond inputs and results"),
     "growth": (_growth, _draw_growth, 0.0, "Cost a byte as rows or classes grow"),
+    "recall-one": (_curves("one"), _draw_curves, 0.0, "Search, one query a call"),
+    "recall-16": (_curves("16"), _draw_curves, 0.0, "Search, 16 queries a call"),
+    "recall-all": (_curves("all"), _draw_curves, 0.0, "Search, all queries in one call"),
 }
 
 

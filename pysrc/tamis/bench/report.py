@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .plots import kinds, plot
 from .run import Result, Row, load
-from .table import COLUMNS, LEGEND, LEGEND_CUDA, machine, title
+from .table import LEGEND, LEGEND_CUDA, columns, machine, title
 
 INTRODUCTION = """# Benchmarks
 
@@ -44,8 +44,9 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _table(rows: list[Row]) -> str:
-    rule = ("---" if heading == "provider" else "---:" for heading, _ in COLUMNS)
-    return _line(h for h, _ in COLUMNS) + _line(rule) + "".join(_line(f(row) for _, f in COLUMNS) for row in rows)
+    shown = columns(rows)
+    rule = ("---" if heading == "provider" else "---:" for heading, _ in shown)
+    return _line(h for h, _ in shown) + _line(rule) + "".join(_line(f(row) for _, f in shown) for row in rows)
 
 
 def _summary(rows: list[Row]) -> str:

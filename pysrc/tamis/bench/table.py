@@ -45,13 +45,30 @@ COLUMNS: tuple[Column, ...] = (
     ("gradient error", optional("gradient_error", lambda v: f"{v:.1e}")),
 )
 
+OWN: tuple[Column, ...] = (  # of families that have such figures
+    ("items/s", optional("items_per_second", lambda v: f"{v:,.0f}")),
+    ("recall", optional("recall", lambda v: f"{v:.4f}")),
+    ("settings", optional("settings", str)),
+    ("B/vector", optional("bytes_per_vector", lambda v: f"{v:.0f}")),
+    ("build", optional("build_s", seconds)),
+)
+
+
+def columns(rows: list[Row]) -> tuple[Column, ...]:
+    """COLUMNS; where the rows have figures of their own, those that are not empty."""
+    if not any(form(row) for _, form in OWN for row in rows):
+        return COLUMNS
+    return tuple(column for column in COLUMNS + OWN if any(column[1](row) for row in rows))
+
+
 LEGEND = (
     "x tamis: time over tamis's, median of the ratios within each round. GB/s: the least traffic over the time. "
     "% streams: of the time to move the least traffic at the measured rate of a copy of as many bytes (a read, where "
     "nothing is written). % roofline: of the slowest of that, the exponentials and the multiply-adds at their measured "
     "peaks. peak: how far resident memory rises during the call, its results counted (Linux's high-water mark, reset "
     "before); beyond: without its results. errors: the "
-    "largest difference from float64 over the largest true value."
+    "largest difference from float64 over the largest true value. items/s: of a search, queries; of pq_scan, vectors "
+    "times queries. recall: of the 10 true neighbours, on queries on which nothing was picked. B/vector: of the index."
 )
 
 LEGEND_CUDA = (
@@ -96,10 +113,11 @@ def show(result: Result, console: Console) -> None:
         tables.setdefault(title(row), []).append(row)
     for name, rows in tables.items():
         table = Table(title=name, title_justify="left", title_style="bold")
-        for heading, _ in COLUMNS:
+        shown = columns(rows)
+        for heading, _ in shown:
             table.add_column(heading, justify="left" if heading == "provider" else "right")
         for row in rows:
-            table.add_row(*(form(row) for _, form in COLUMNS))
+            table.add_row(*(form(row) for _, form in shown))
         console.print(table)
     console.print(legend(result["header"]), style="dim")
 

