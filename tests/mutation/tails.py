@@ -161,10 +161,9 @@ def _integers(code: str) -> tuple[set[str], set[str]]:
 
 @cache
 def _fields() -> set[str]:
-    """Of what kernels are given."""
-    return {
-        name for file in sources() if file.suffix == ".h" for name in _integers(without_comments(file.read_text()))[0]
-    }
+    """Of what kernels are given: what headers declare, but in loops and lambdas."""
+    texts = [without_comments(file.read_text()) for file in sources() if file.suffix == ".h"]
+    return {name for text in texts for name in _integers(re.sub(r"\bfor \([^;]*;|\[&?\]\([^)]*\)", "", text))[0]}
 
 
 def _extent(code: str, at: int, step: int, stops: str = "();,?:={}&|!") -> int:

@@ -102,7 +102,7 @@ def _place(fn: str, path: str | os.PathLike[str], kinds: tuple[str, ...]) -> tup
 def _npy(fn: str, place: Path) -> Array:
     """Mapped, copy on write: torch warns of memory that cannot be written."""
     try:
-        array = np.load(place, mmap_mode="c", allow_pickle=False)
+        array = np.load(place, mmap_mode="c")
     except Exception as error:  # of a broken header also those of Python's parser
         _refuse(fn, place, "a whole .npy file of numbers", str(error).splitlines()[0])
     if not isinstance(array, np.memmap):  # an archive, whatever it is called

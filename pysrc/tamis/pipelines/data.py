@@ -360,7 +360,7 @@ def _read_glove(files: Sequence[Path]) -> tuple[list[str], npt.NDArray[np.float3
     except ImportError as error:  # pandas, or what it reads such files with
         line = str(error).splitlines()[0]
         raise MissingData(f"tamis.data: glove: no reader of its words ({line}): {_GLOVE_INSTALL}") from error
-    return [str(word) for word in words], np.load(files[0], mmap_mode="r", allow_pickle=False)
+    return [str(word) for word in words], np.load(files[0], mmap_mode="r")
 
 
 _GLOVE = ("glove_6B_50d_emb.npy", "glove_6B_index.parquet")
