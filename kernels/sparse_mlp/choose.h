@@ -162,7 +162,7 @@ struct Found {
 template <bool kAbove, class T>
 int64_t find(int64_t i, int64_t n, Found<T>& found) {
   constexpr int64_t block = kBlock * kLanes<Vector<Real<T>>>;
-  while (i + block <= n && found.risen == kAbove && !found.done) {
+  while (i + block <= n && found.risen == kAbove && !found.done) {  // equivalent: what follows does the same, slower
     const int64_t blocks = upto((n - i) / block, kSegment);
     int32_t hits[kSegment];  // first all of them, without a branch
     int64_t count = 0;
