@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from tamis import ann
+from tamis.ann.evaluate import exact_neighbours
 from tamis.bench import Case, Route, recall
 from tamis.bench.case import Results
 from tamis.bench.recall import K, Point, Search
@@ -296,7 +297,7 @@ class Contest:
         self.data, self.names, self.threads = source.data(), names, torch.get_num_threads()
         base = torch.from_numpy(self.data.base)
         self.picking, self.scoring = (
-            recall.exact(torch.from_numpy(queries), base, self.data.metric)
+            exact_neighbours(torch.from_numpy(queries), base, K, metric=self.data.metric)
             for queries in (self.data.picking, self.data.scoring)
         )
         self.index = cache(self._index)

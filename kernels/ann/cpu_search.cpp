@@ -73,7 +73,7 @@ struct Space {
 
 int64_t size_of(const Search& op, int64_t tile) { return Space(Arena{nullptr}, op, tile).end - (char*)nullptr; }
 
-// The same results whatever it is; less where many candidates of each would not stay in the caches.
+// Less where many candidates of each would not stay in the caches.
 int64_t tile_of(const Search& op, int64_t queries) {
   constexpr int64_t kMost = 32 << 20;  // bytes, but for one query
   int64_t tile = least(queries, kTile);

@@ -75,8 +75,8 @@ class Index(nn.Module):
     ) -> SearchResult:
         """The k nearest of each query, among the lists that the tuning says.
 
-        One query in float32 without a filter goes straight to the kernel, past torch's dispatcher, with the same
-        result; an index is checked for that at its first search.
+        One query in float32 without a filter goes straight to the same kernel, past torch's dispatcher; an index is
+        checked for that at its first search.
 
         Args:
             queries: [q, d] or [d], of vectors' dtypes, finite; numpy's give numpy's.

@@ -235,8 +235,9 @@ def ivf_search(
 ) -> SearchResult:  # fmt: skip
     """What `Index.search` runs: lists whose centroids are near, their codes, then bytes and vectors of the best.
 
-    Queries of a batch are served list by list, four at a time; the result of each is the same as alone. A query is made
-    bytes for centroids and bytes: round(q / (max |q| / 127)).
+    Queries of a batch are served list by list, four at a time. Alone a query meets its lists in another order: which of
+    its last candidates are compared may then differ, where many codes are equal or sums of "s8" saturate. A query is
+    made bytes for centroids and bytes: round(q / (max |q| / 127)).
 
     Args:
         queries: [q, d], float32, finite.

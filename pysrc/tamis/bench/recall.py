@@ -1,4 +1,4 @@
-"""How well and how fast a search can be at its best: exact truth, recall, and the settings worth having."""
+"""How well and how fast a search can be at its best: recall, and the settings worth having."""
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -9,8 +9,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..ann.evaluate import recall as share
+
 K = 10  # neighbours
-CHUNK = 128  # queries whose scores of all vectors are held at once
 LEAST, ENOUGH = 0.88, 0.999  # recall below which nothing is timed; above which a costlier setting is not tried
 FLAT = 3e-4  # nor where the last step gained less: something else limits it
 NEAR = 1.15  # times the quickest as good: what is timed again, in the mode asked for
@@ -26,16 +27,10 @@ class Point(NamedTuple):
     seconds: float  # for all queries
 
 
-def exact(queries: Tensor, base: Tensor, metric: str) -> Tensor:
-    """int64 [q, K]: the true neighbours by "ip" or "l2", in float32."""
-    half = base.square().sum(1) / 2 if metric == "l2" else base.new_zeros(())
-    return torch.cat([(some @ base.T - half).topk(K).indices for some in queries.split(CHUNK)])
-
-
 def recall(found: Iterable[Any], truth: Tensor) -> float:
     """The part of truth that is among what was found, a search's answers one after the other."""
     ids = np.concatenate([np.asarray(part).reshape(-1, K) for part in found]).astype(np.int64)
-    return float((ids[:, :, None] == truth.numpy()[:, None, :]).any(1).mean())
+    return share(torch.from_numpy(ids), truth)
 
 
 def frontier(points: Mapping[Setting, Point]) -> list[Setting]:
