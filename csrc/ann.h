@@ -49,7 +49,8 @@ inline int bits_of(const std::string& what, int64_t centroids, int64_t parts) {
 
 inline Lookup lookup_of(const std::string& what, const std::string& name, int64_t parts) {
   STD_TORCH_CHECK(name == "s8" || name == "u16", what, ": lookup: expected s8 or u16, got ", name);
-  STD_TORCH_CHECK(name == "s8" || parts <= 256, what, ": lookup: expected s8 above 256 parts, got u16");
+  STD_TORCH_CHECK(name == "s8" || parts <= kMostExact, what, ": lookup: expected s8 above ", kMostExact,
+                  " parts, got u16");
   return name == "s8" ? Lookup::s8 : Lookup::u16;
 }
 

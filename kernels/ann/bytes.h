@@ -85,17 +85,32 @@ inline uint64_t not_less(S8 a, int8_t than) {  // a bit each
 #endif
 }
 
-// To each number of `sum` the dot product of its four bytes of a, below 256, and of b, signed.
-inline I32 dot4(I32 sum, U8 a, S8 b) {
 #ifdef __AVX512VNNI__
-  return (I32)simde_mm512_dpbusd_epi32((Register)sum, (Register)a, (Register)b);
+// To each number of `sum` the dot product of its four bytes of a, below 256, and of b, signed.
+inline I32 dot4(I32 sum, U8 a, S8 b) { return (I32)simde_mm512_dpbusd_epi32((Register)sum, (Register)a, (Register)b); }
+
+// Four bytes that many are multiplied by.
+struct Factor {
+  int32_t bytes;
+  explicit Factor(const int8_t* b) { memcpy(&bytes, b, 4); }
+};
+inline I32 dot4(I32 sum, U8 a, Factor b) { return dot4(sum, a, (S8)(I32{} + b.bytes)); }
 #else
-  const W16 pairs = (W16)a;
-  const S16 of_b = (S16)b;
-  const S16 even = of_b << 8 >> 8, odd = of_b >> 8;
-  sum += (I32)TAMIS_SIMDE(madd_epi16)((Register)(pairs & 255), (Register)even);
-  return sum + (I32)TAMIS_SIMDE(madd_epi16)((Register)(pairs >> 8), (Register)odd);
-#endif
+inline I32 dot4(I32 sum, U8 a, S16 even, S16 odd) {
+  sum += (I32)TAMIS_SIMDE(madd_epi16)((Register)((W16)a & 255), (Register)even);
+  return sum + (I32)TAMIS_SIMDE(madd_epi16)((Register)((W16)a >> 8), (Register)odd);
 }
+inline I32 dot4(I32 sum, U8 a, S8 b) { return dot4(sum, a, (S16)b << 8 >> 8, (S16)b >> 8); }
+
+struct Factor {  // as they are multiplied
+  int16_t even[2], odd[2];
+  explicit Factor(const int8_t* b) : even{b[0], b[2]}, odd{b[1], b[3]} {}
+};
+inline I32 dot4(I32 sum, U8 a, Factor b) {
+  int32_t even, odd;
+  memcpy(&even, b.even, 4), memcpy(&odd, b.odd, 4);
+  return dot4(sum, a, (S16)(I32{} + even), (S16)(I32{} + odd));
+}
+#endif
 
 }  // namespace tamis::TAMIS_ISA

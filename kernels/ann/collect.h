@@ -77,12 +77,24 @@ struct Collector {
   Candidate* begin() const { return found; }
   Candidate* end() const { return found + size; }
 
-  // Only whom the threshold still lets be; where they are too many, the best `wanted`.
-  void shrink() {
+  // Only whom the threshold still lets be.
+  void drop() {
     int64_t left = 0;
-    for (int64_t i = 0; i < size; ++i)
-      if (found[i].score >= threshold) found[left++] = found[i];
+    for (int64_t i = 0; i < size; ++i) {  // without a branch: nobody foresees it
+      const Candidate one = found[i];
+      found[left] = one, left += one.score >= threshold;
+    }
     size = left;
+  }
+
+  // The best `wanted`, whatever the order in which they came.
+  void settle() {
+    drop();
+    partition(found, size, wanted), size = least(size, wanted);
+  }
+
+  void shrink() {
+    drop();
     if (2 * size <= capacity) return;  // equivalent: who is kept beyond `wanted` is nobody's promise
     partition(found, size, wanted);
     size = wanted;

@@ -24,6 +24,7 @@ struct Pack {            // blocks begin..end
 // bits, exactly.
 enum class Lookup { s8, u16 };
 inline constexpr int kLookups = 2;
+inline constexpr int64_t kMostExact = 4096;  // parts, whose unsigned bytes are then of four bits
 
 struct Codes {
   const uint8_t* blocks;

@@ -22,8 +22,9 @@ struct Query {
   Collector to;
   Table table;
   const float* x;
-  float* unit;    // [d]: x of length 1, where that is asked for
-  int8_t* bytes;  // [d to kStep]: round(x / scale)
+  float* unit;      // [d]: x of length 1, where that is asked for
+  int8_t* bytes;    // [d to kStep]: round(x / scale)
+  Factor* factors;  // [d / 4]: of bytes
   float scale;
   int32_t sum;  // of bytes
   Start start;
@@ -63,6 +64,7 @@ struct Space {
       q.to.found = arena.take<Candidate>(capacity), q.to.capacity = capacity;
       q.table.entries = arena.take<uint8_t>(table_bytes(ivf.codes.bits, ivf.codes.parts));
       q.unit = arena.take<float>(op.normalize ? ivf.d : 0), q.bytes = arena.take<int8_t>(padded(ivf.d, kStep));
+      q.factors = arena.take<Factor>((ivf.d + 3) / 4);
       q.list = arena.take<int32_t>(lists), q.add = arena.take<int32_t>(lists);
       if (queries) queries[i] = q;  // null where only the size is asked for
     }
@@ -122,6 +124,7 @@ void quantize(const Ivf& ivf, Query& q) {
     store_bytes(reinterpret_cast<uint8_t*>(q.bytes + i), x);
   }
   q.sum = reduce_add(sum);
+  for (i = 0; i < ivf.d; i += 4) q.factors[i / 4] = Factor(q.bytes + i);
 }
 
 template <Lookup kLookup>
@@ -145,17 +148,15 @@ void tabulate(const Ivf& ivf, Query& q, float* lut) {
 template <int kQueries>
 void score_lists(const Ivf& ivf, const Query* queries, float* scores) {
   const int64_t steps = (ivf.d + 3) / 4, all = padded(ivf.leaves, 16);
+  const Factor* factors[kQueries];
+  for (int q = 0; q < kQueries; ++q) factors[q] = queries[q].factors;
   for (int64_t first = 0; first != all; first += TAMIS_LANES) {
     const uint8_t* const c = ivf.centroids + first / 16 * steps * 64 + first % 16 * 4;
     I32 sum[kQueries] = {};
     for (int64_t step = 0; step < steps; ++step) {
       const U8 row = load_bytes(c + step * 64);
 #pragma GCC unroll 4
-      for (int q = 0; q < kQueries; ++q) {
-        int32_t four;
-        memcpy(&four, queries[q].bytes + step * 4, 4);
-        sum[q] = dot4(sum[q], row, (S8)(I32{} + four));
-      }
+      for (int q = 0; q < kQueries; ++q) sum[q] = dot4(sum[q], row, factors[q][step]);
     }
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
@@ -190,7 +191,7 @@ void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores,
   float from = -reduce_max(-low), to = reduce_max(high);
   const float best = to;
   to = nextafterf(to, kInf);
-  for (int i = 0; i < 40 && wanted < ivf.leaves; ++i) {  // equivalent: of all lists nothing is to be found
+  for (int i = 0; i < 40; ++i) {
     const float middle = from + (to - from) / 2;
     if (!(middle > from && middle < to)) break;
     const int64_t count = count_above(keys, all, middle);
@@ -293,13 +294,9 @@ void scan_again(const Ivf& ivf, Query& q, int64_t k, int64_t rerank, const uint6
 }
 
 void fetch_candidates(const Ivf& ivf, Query& q) {
-  Collector& to = q.to;
-  int64_t left = 0;
-  for (int64_t i = 0; i < to.size; ++i)
-    if (to.found[i].score >= to.threshold) to.found[left++] = to.found[i];
-  to.size = left;
+  q.to.settle();
   if (ivf.bytes.data)
-    for (const Candidate one : to)
+    for (const Candidate one : q.to)
       prefetch(static_cast<const uint8_t*>(ivf.bytes.data) + one.position * ivf.bytes.stride, padded(ivf.d, kStep));
 }
 

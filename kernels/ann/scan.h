@@ -18,6 +18,9 @@ inline int64_t table_bytes(int bits, int64_t parts) { return ((parts << bits) + 
 inline constexpr float kSpread = 28;
 inline constexpr int kHigh = 80;
 
+// Of unsigned bytes: the largest, so that the sum of all parts stays below 2^16.
+inline int32_t most_of(int64_t parts) { return parts <= 257 ? 255 : (int32_t)(65535 / parts); }
+
 template <class V>
 inline V clamped(V x, V low, V high) {  // a NaN to `low`
   return x > low ? x < high ? x : high : low;
@@ -44,12 +47,13 @@ Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* ou
       offset += mean;
       spread += reduce_add(squares) / centroids - mean * mean;
     } else {
-      const float least = -reduce_max(-low), span = reduce_max(high) - least;
-      offset += least;
+      const float lowest = -reduce_max(-low), span = reduce_max(high) - lowest;
+      offset += lowest;
       spread = span > spread ? span : spread;
     }
   }
-  const float scale = spread > 0 ? (kSigned ? kSpread / sqrtf(spread) : 255 / spread) : 1;
+  const int32_t least = kSigned ? -127 : 0, most = kSigned ? 127 : most_of(parts);
+  const float scale = spread > 0 ? (kSigned ? kSpread / sqrtf(spread) : most / spread) : 1;
   for (int64_t p = 0; p < parts; ++p) {
     const float* const of = lut + p * centroids;
     F32 sum = {}, low = F32{} + kInf;
@@ -57,7 +61,6 @@ Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* ou
     const float from = kSigned ? reduce_add(sum) / centroids : -reduce_max(-low);
     for (int64_t i = 0; i != centroids; i += TAMIS_LANES) {
       const I32 entry = rounded((load(of + i) - from) * scale);
-      const int32_t least = kSigned ? -127 : 0, most = kSigned ? 127 : 255;
       const I32 raised = entry < least ? I32{} + least : entry;
       store_bytes(out + p * centroids + i, raised > most ? I32{} + most : raised);
     }

@@ -184,6 +184,18 @@ def test_no_queries_and_zero_queries(isa):
     assert (indices >= 0).all()
 
 
+@pytest.mark.parametrize("reorder", [("bytes", "exact"), ("exact",), ()])
+@pytest.mark.parametrize("rerank", [12, 40, 200])
+def test_alone_as_together(isa, reorder, rerank):
+    """Whoever is compared again is so whatever the order of the lists, also among many equal codes."""
+    ix = made(5, 3000, 12, 30, 4, 2, reorder=reorder)
+    x = torch.randn(33, 12, generator=torch.Generator().manual_seed(6))
+    together = SEARCH(x, 10, 20, rerank, **ix, lookup="u16")
+    alone = [SEARCH(one[None], 10, 20, rerank, **ix, lookup="u16") for one in x]
+    for i in range(2):
+        assert torch.equal(torch.cat([each[i] for each in alone]), together[i])
+
+
 def test_many_equal_codes(isa):
     """More of them than a query holds: still as many are found as are asked for."""
     ix = made(15, 3000, 12, 3, 4, 6)

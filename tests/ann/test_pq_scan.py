@@ -138,6 +138,21 @@ def test_refused(call, error, words):
         call()
 
 
-def test_wide_tables_need_signed_bytes():
-    with pytest.raises(ValueError, match="lookup: expected s8 above 256 parts"):
-        pq_scan(torch.zeros(1, 258, 16), pack_codes(torch.zeros(5, 258, dtype=torch.uint8), 4), 5, 1, lookup="u16")
+@pytest.mark.parametrize("parts", [256, 258, 392, 4096])
+def test_sums_of_many_parts_are_exact(isa, parts):
+    """The largest that there are: the bound of the bytes falls as parts come."""
+    codes, lut = made(0, 100, 4, parts, 2)
+    codes[:2], lut[:, :, 15] = 15, lut.amax() + 1
+    got = pq_scan(lut, pack_codes(codes, 4), 100, 100, lookup="u16")
+    want = reference.pq_scan(lut, reference.pack_codes(codes, 4), 100, 100, "u16", None)
+    assert torch.equal(got.indices, want[1])
+    torch.testing.assert_close(got.distances, want[0], atol=1e-3, rtol=1e-4)
+    assert (got.indices[:, :2] == torch.tensor([0, 1])).all()
+    step = (lut.amax(-1) - lut.amin(-1)).amax() / min(255, 65535 // parts)
+    exact = torch.stack([lut[:, p, codes[:, p].long()] for p in range(parts)]).double().sum(0)
+    assert (got.distances - exact.gather(1, got.indices)).abs().max() < 1.5 * step * parts**0.5
+
+
+def test_more_parts_need_signed_bytes():
+    with pytest.raises(ValueError, match="lookup: expected s8 above 4096 parts"):
+        pq_scan(torch.zeros(1, 4098, 16), pack_codes(torch.zeros(5, 4098, dtype=torch.uint8), 4), 5, 1, lookup="u16")

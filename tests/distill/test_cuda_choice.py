@@ -78,7 +78,7 @@ def test_what_is_read_once_stays():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"built": False}, "the CUDA library is not built: no nvcc was found"),
+        ({"built": False}, "no CUDA library for this device: no nvcc was found, or it is before sm_80"),
         ({"student": F64}, "float64"),
         ({"teacher": F32}, "logits of two dtypes, bfloat16 and float32"),
         ({"classes": 128_256}, "rows of 2 x 250 KiB, more than a block of sm_90 holds"),
@@ -134,7 +134,7 @@ class OnCuda:
 def test_explained(monkeypatch):
     found = SimpleNamespace(major=9, minor=0, multi_processor_count=132, L2_cache_size=50 * MIB)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    monkeypatch.setattr(cuda, "built", lambda fn: True)
+    monkeypatch.setattr(cuda, "runs", lambda fn, device: True)
     assert device_of(torch.device("cuda", 0)) == H100
     auto = backend.Choice("triton", "distill_loss_kernel", "CUDA tensors")
     student, teacher = OnCuda((8, 512, 32_000), BF16), OnCuda((8, 512, 32_000), BF16)

@@ -45,6 +45,11 @@ def _wide(*tensors, **options):
     return tuple(made.get(x, x) if isinstance(x, str) else x for x in tensors), options
 
 
+def _long(k):
+    """Rows that several blocks share on a GPU."""
+    return (torch.randn(3, 300_001, generator=torch.Generator().manual_seed(0)), k), {}
+
+
 def _wide_heads(*tail):
     draw = [torch.randn(*shape, generator=torch.Generator().manual_seed(0)) for shape in ((70, 48), (5003, 48)) * 2]
     hidden, weight, other, other_weight = (x * 0.5 for x in draw)
@@ -81,7 +86,7 @@ WIDE = {
     "linear_distill_loss": [partial(_wide_heads, None, None, None, 32, TWO, torch.tensor(1.0))],
     "soft_cross_entropy": [partial(_wide, "student", "probs")],
     "softmax_stats": [partial(_wide, "student", "label", TWO)],
-    "topk": [partial(_wide, "student", 64), partial(_wide, "student", 3000)],
+    "topk": [partial(_wide, "student", 64), partial(_wide, "student", 3000), partial(_long, 70)],
     "topk_mlp": [
         *(partial(_layer, tokens, gated) for tokens in (1, 3, 8) for gated in (False, True)),
         partial(_layer, 2, True, "gaussian"),

@@ -26,7 +26,8 @@ def test_few_tokens_decode():
     got = choice(tokens=8, k=8000, built=False)
     assert got[:2] == ("reference", DENSE)
     assert got.reason.startswith(
-        "the CUDA library is not built: no nvcc was found; 8000 of 8192 neurons, more than 1 in"
+        "no CUDA library for this device: no nvcc was found, or it is before sm_80; "
+        "8000 of 8192 neurons, more than 1 in"
     )
 
 
@@ -61,7 +62,7 @@ def test_a_name_decides():
     assert choice(tokens=1, forced="TAMIS_BACKEND=cuda") == ("cuda", DECODE, "TAMIS_BACKEND=cuda")
     for options, got in (
         ({"tokens": 9}, "9 tokens"), ({"tokens": 1, "learns": True}, "a gradient"), ({"tokens": None}, "any number of"),
-        ({"tokens": 1, "built": False}, "the CUDA library is not built"),
+        ({"tokens": 1, "built": False}, "no CUDA library for this device"),
     ):  # fmt: skip
         with pytest.raises(
             ValueError, match="^tamis.topk_mlp: impl: expected at most 8 tokens without a gradient"
@@ -78,7 +79,7 @@ def layer(gated=False, tokens=3, d=6, d_ff=24, out=10):
 
 def test_explained(monkeypatch):
     """What a CUDA tensor would be told."""
-    monkeypatch.setattr(mlp, "built", lambda op: op == "topk_mlp")
+    monkeypatch.setattr(mlp, "runs", lambda op, device: op == "topk_mlp")
     x, *ws = layer()
     auto, named = backend.Choice("triton", "", "CUDA tensors"), backend.Choice("triton", "", "impl=triton")
     assert mlp._explained(auto, x, *ws[:4], 5)[:2] == ("cuda", DECODE)
@@ -120,7 +121,7 @@ def as_on_cuda(monkeypatch):
         def __getattr__(self, name):
             return getattr(ops, name)
 
-    monkeypatch.setattr(mlp, "built", lambda op: True)
+    monkeypatch.setattr(mlp, "runs", lambda op, device: True)
     monkeypatch.setattr(torch.ops, "tamis", StandIn())
     return launched
 
@@ -163,7 +164,7 @@ def test_raw_ops_refuse_what_would_crash(as_on_cuda):
 @pytest.mark.parametrize(("k", "selection"), [(1, "exact"), (5, "exact"), (5, "gaussian")])
 def test_what_learns(monkeypatch, k, selection):
     """Gathered, dense and cut: the gradients of all."""
-    monkeypatch.setattr(mlp, "built", lambda op: True)
+    monkeypatch.setattr(mlp, "runs", lambda op, device: True)
     given = [t.requires_grad_() for t in layer(True, 20)]
     x, *ws = given
     results = []

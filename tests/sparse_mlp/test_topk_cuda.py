@@ -38,6 +38,21 @@ def test_choice(monkeypatch, built, cupy):
             choose("distill_loss", "cuda", OnGpu())
 
 
+@pytest.mark.parametrize("major", [7, 8, 12])
+@pytest.mark.parametrize("cupy", [False, True])
+def test_a_device_before_the_binary(monkeypatch, major, cupy):
+    """Turing and before: what Triton or CuPy compiles, or plain torch, and no launch of code that is not there."""
+    monkeypatch.setattr(backend, "built", lambda op: True)
+    monkeypatch.setattr(nvrtc, "available", lambda: cupy)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
+    old = ("cuda", "topk by NVRTC") if cupy else ("reference", "plain torch")
+    choice = choose("topk", "auto", OnGpu())
+    assert choice[:2] == (("cuda", "topk") if major >= 8 else old)
+    assert ("for later devices" in choice.reason) == (major < 8)
+    assert backend.runs("distill_loss", torch.device("cuda")) == (major >= 8)
+
+
 @pytest.mark.parametrize(
     ("impl", "words"), [("triton", "an op with a Triton kernel"), ("cuda", "an op with a CUDA C.. kernel, and CUDA")]
 )
@@ -61,7 +76,7 @@ def test_order(monkeypatch, k, sorted, dim):
         return reference.topk(x, k, -1, sorted)
 
     ops = SimpleNamespace(_topk_cuda=SimpleNamespace(default=launched))
-    monkeypatch.setattr(cuda, "built", lambda op: True)
+    monkeypatch.setattr(cuda, "runs", lambda op, device: True)
     monkeypatch.setattr(torch.ops, "tamis", ops)
     x = torch.randn(3000, 3000, generator=torch.Generator().manual_seed(0)).round(decimals=2)[: k + 1, :4]
     x = x if dim == 0 else x.mT
@@ -95,7 +110,7 @@ def _interpreted(instance, grid, threads, *arguments):
 @pytest.mark.parametrize("shape", [(70,), (0, 70), (3, 70), (2, 3, 70), (70, 3), (2, 70, 3), (3, 1)])
 def test_by_nvrtc(monkeypatch, shape, sorted, dtype):
     """How the arguments of what CuPy launches lie, in strided and transposed tensors."""
-    monkeypatch.setattr(cuda, "built", lambda op: False)
+    monkeypatch.setattr(cuda, "runs", lambda op, device: False)
     monkeypatch.setattr(nvrtc, "available", lambda: True)
     monkeypatch.setattr(nvrtc, "kernel", lambda family, header, instance, device: partial(_interpreted, instance))
     wide = torch.randn(*shape[:-1], 2 * shape[-1], generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -122,7 +137,7 @@ def test_numbers_are_the_headers():
 
 
 def test_rows_too_many_to_count_are_refused(monkeypatch):
-    monkeypatch.setattr(cuda, "built", lambda op: False)
+    monkeypatch.setattr(cuda, "runs", lambda op, device: False)
     monkeypatch.setattr(nvrtc, "available", lambda: True)
     for shape in ((2**32,), (2**31, 1)):
         with pytest.raises(ValueError, match=r"^tamis.topk: x: expected rows below 2\^32"):

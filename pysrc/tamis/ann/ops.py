@@ -12,6 +12,7 @@ from ..common.registry import register
 from . import reference
 
 LOOKUPS = ("s8", "u16")
+MOST_EXACT = 4096  # parts: kMostExact of kernels/ann/cpu.h
 METRICS = ("ip", "l2")
 EXACT = (torch.float32, torch.bfloat16, torch.float16)
 POSITIONS = 2**32  # a candidate keeps its position in 32 bits
@@ -107,7 +108,8 @@ def pq_scan(
         k: at least 1; where fewer than k are allowed the rest is -1 and -inf.
         lookup: "s8" rounds a query's table to signed bytes, at a scale where its scores spread by 28, and adds with
             saturation: a score far above the others may lose rank among its like, and the last bits depend on the
-            instruction set. "u16" rounds to bytes and adds exactly; parts at most 256.
+            instruction set. "u16" rounds to bytes, above 257 parts to 65535 // parts, and adds exactly; parts are at
+            most 4096.
         allowed: bool [n], who may be found; None: all.
         impl: "auto", "reference" or "cpu".
     Returns:
@@ -123,8 +125,8 @@ def pq_scan(
     if parts == 0 or parts % parts_multiple(bits):
         fail(fn, "lut", f"a multiple of {parts_multiple(bits)} parts", parts)
     check_choice(fn, "lookup", lookup, LOOKUPS)
-    if lookup == "u16" and parts > 256:
-        fail(fn, "lookup", "s8 above 256 parts", lookup)
+    if lookup == "u16" and parts > MOST_EXACT:
+        fail(fn, "lookup", f"s8 above {MOST_EXACT} parts", lookup)
     n, k = check_integer(fn, "n", n), _at_least_one(fn, "k", k)
     if not 0 <= n < POSITIONS:
         fail(fn, "n", "0 to 2^32 - 1", n)
@@ -235,9 +237,9 @@ def ivf_search(
 ) -> SearchResult:  # fmt: skip
     """What `Index.search` runs: lists whose centroids are near, their codes, then bytes and vectors of the best.
 
-    Queries of a batch are served list by list, four at a time. Alone a query meets its lists in another order: which of
-    its last candidates are compared may then differ, where many codes are equal or sums of "s8" saturate. A query is
-    made bytes for centroids and bytes: round(q / (max |q| / 127)).
+    Queries of a batch are served list by list, four at a time. Alone a query meets its lists in another order; its
+    result is the same but where sums of "s8" saturate. A query is made bytes for centroids and bytes:
+    round(q / (max |q| / 127)).
 
     Args:
         queries: [q, d], float32, finite.

@@ -56,7 +56,8 @@ def tables(lut: Tensor, lookup: str) -> tuple[Tensor, Tensor, Tensor]:
     else:
         origin = lut.amin(-1, keepdim=True)
         spread = (lut.amax(-1) - origin.squeeze(-1)).amax(-1)
-        scale, low, high = 255 / spread, 0, 255
+        low, high = 0, min(255, 65535 // lut.shape[1])
+        scale = high / spread
     scale = torch.where(spread > 0, scale, torch.ones_like(scale))
     entries = ((lut - origin) * scale[:, None, None]).round().clamp(low, high).to(torch.int32)
     return entries, scale, origin.sum((1, 2))

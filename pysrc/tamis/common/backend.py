@@ -25,6 +25,7 @@ ON_GPU: dict[str, tuple[str, ...]] = {
 }
 _LAUNCHED_BY = {"distill_loss": "_distill_rows_cuda"}  # the private op, where it is not the op's own name
 BY_NVRTC = ("topk",)  # launched through CuPy too, where nothing was built; distill_loss has Triton's kernel there
+OLDEST = 8  # major compute capability that CMakeLists.txt builds for
 _named: ContextVar[str] = ContextVar("tamis_named", default="")
 
 
@@ -44,9 +45,16 @@ def built(op: str) -> bool:
     return hasattr(torch.ops.tamis, _LAUNCHED_BY.get(op, f"_{op}_cuda"))
 
 
-def _in_cuda(op: str, reason: str, otherwise: str) -> Choice | None:
+def runs(op: str, device: torch.device) -> bool:
+    """Whether it was built, and for such a device."""
+    # by its properties alone: the compiler knows them, and not get_device_capability
+    known = device.type == "cuda" and torch.cuda.is_available()
+    return built(op) and (not known or torch.cuda.get_device_properties(device).major >= OLDEST)
+
+
+def _in_cuda(op: str, device: torch.device, reason: str, otherwise: str) -> Choice | None:
     """Its kernel in CUDA C++, of a binary or compiled at its first call."""
-    if built(op):
+    if runs(op, device):
         return Choice("cuda", op, reason)
     return Choice("cuda", f"{op} by NVRTC", otherwise) if op in BY_NVRTC and nvrtc.available() else None
 
@@ -108,8 +116,8 @@ def choose(fn: str, impl: str, tensor: Tensor) -> Choice:
         if device == "cuda" and on_gpu[0] == "triton":
             return Choice("triton", f"{fn}_kernel", "CUDA tensors")
         if device == "cuda":
-            without = "tamis was built without nvcc"
-            choice = _in_cuda(fn, "CUDA tensors", f"{without}: CuPy compiles it")
+            without = "tamis was built without nvcc" if not built(fn) else "tamis was built for later devices"
+            choice = _in_cuda(fn, tensor.device, "CUDA tensors", f"{without}: CuPy compiles it")
             return choice or Choice("reference", "plain torch", f"{without}, and there is no CuPy")
         return Choice("reference", "plain torch", f"tamis has no kernel for {device}")
     reason = f"{forced}={wanted}"
@@ -125,9 +133,10 @@ def choose(fn: str, impl: str, tensor: Tensor) -> Choice:
     if wanted == "cuda":
         if "cuda" not in on_gpu or device != "cuda":
             fail(fn, forced, "an op with a CUDA C++ kernel, and CUDA tensors, for cuda", f"{fn} on {device}")
-        choice = _in_cuda(fn, reason, reason)
+        choice = _in_cuda(fn, tensor.device, reason, reason)
         if choice is None:
-            fail(fn, forced, "tamis built where nvcc is found, or CuPy, for cuda", "neither", ImportError)
+            needed = f"tamis built where nvcc is found, or CuPy, for cuda (binaries are of sm_{OLDEST}0 and later)"
+            fail(fn, forced, needed, "neither", ImportError)
         return choice
     kernel = {"cpu": "simd", "triton": f"{fn}_kernel", "reference": "plain torch"}.get(wanted, fn)
     return Choice(wanted, kernel, reason)

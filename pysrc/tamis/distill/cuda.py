@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.backend import Choice, built, named_for_cuda
+from ..common.backend import Choice, named_for_cuda, runs
 from ..common.checks import real_dtype
 from ..common.cuda import Rows, debug, device_of, grid, known, on, rows_of, step_of, wider
 from ..kernels.distill.launch import launch
@@ -117,7 +117,7 @@ def rows_choice(
     rows = student.shape[:-1].numel()
     return cuda_choice.chosen(
         cuda_choice.device_of(student.device), student.dtype, teacher.dtype, rows, classes, name, gradient=gradient,
-        forced=named, built=built("distill_loss"), debug=debug(),
+        forced=named, built=runs("distill_loss", student.device), debug=debug(),
     )  # fmt: skip
 
 
@@ -298,7 +298,7 @@ def scale_rows_(gradient: Tensor, grad: Tensor, factor: Tensor) -> None:
 
 def _scale_into(gradient: Tensor, grad: Tensor, factor: Tensor, out: Tensor) -> None:
     times = on(gradient, grad, real_dtype(gradient)), on(gradient, factor, real_dtype(gradient))
-    if gradient.is_cuda and gradient.is_contiguous() and built("scale_rows"):
+    if gradient.is_cuda and gradient.is_contiguous() and runs("scale_rows", gradient.device):
         torch.ops.tamis._scale_rows_cuda.default(gradient, *times, out)
         return
     torch.mul(gradient, (times[0] * times[1]).unsqueeze(-1) if times[0].dim() else times[0] * times[1], out=out)

@@ -105,7 +105,7 @@ def _refusal(
 ) -> str:
     """Why the CUDA C++ kernel cannot serve, if it cannot."""
     if not built:
-        return "the CUDA library is not built: no nvcc was found"
+        return "no CUDA library for this device: no nvcc was found, or it is before sm_80"
     if student == torch.float64:
         return "float64"
     if student != teacher:

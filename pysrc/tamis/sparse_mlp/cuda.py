@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..common import nvrtc
-from ..common.backend import built
+from ..common.backend import runs
 from ..common.checks import fail
 from ..common.cuda import device_of, grid, rows_of
 from ..kernels.common.launch import launch
@@ -19,10 +19,11 @@ SORT_MOST = 2048  # of k, by the kernel: kTopkSortMost of csrc/sparse_mlp_cuda.h
 
 
 def topk(x: Tensor, k: int, dim: int = -1, sorted: bool = True) -> tuple[Tensor, Tensor]:
-    """CUDA C++ where it was built or CuPy compiles it, else plain torch."""
-    if not built("topk") and not nvrtc.available():
+    """CUDA C++ where it was built for the device or CuPy compiles it, else plain torch."""
+    by_binary = runs("topk", x.device)
+    if not by_binary and not nvrtc.available():
         return reference.topk(x, k, dim, sorted)
-    chosen = torch.ops.tamis._topk_cuda.default if built("topk") else _topk_by_nvrtc
+    chosen = torch.ops.tamis._topk_cuda.default if by_binary else _topk_by_nvrtc
     here = sorted and k <= SORT_MOST
     values, indices = chosen(x.transpose(dim, -1), k, here)
     if sorted and not here:

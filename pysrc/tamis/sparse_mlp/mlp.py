@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..common.backend import Choice, built, choose, isa, named_for_cuda, naming
+from ..common.backend import Choice, choose, isa, named_for_cuda, naming, runs
 from ..common.checks import FLOATS, NAMES, check_choice, check_dense, check_integer, check_like, fail, real_dtype
 from ..common.explain import explained_by
 from ..common.linear import autocast
@@ -230,7 +230,7 @@ def _chosen(x: Tensor, w_down: Tensor, k: int, selection: str, *, learns: bool, 
     tokens = math.prod(x.shape[:-1])
     known = tokens if _is_known(tokens) else None
     return mlp_choice.chosen(
-        x.dtype, known, k, w_down.shape[0], selection, learns=learns, forced=forced, built=built(FN)
+        x.dtype, known, k, w_down.shape[0], selection, learns=learns, forced=forced, built=runs(FN, x.device)
     )
 
 

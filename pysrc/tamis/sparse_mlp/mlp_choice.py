@@ -78,4 +78,4 @@ def _refusal(tokens: int | None, learns: bool, built: bool) -> str:
         return "any number of tokens"
     if tokens > FEW_TOKENS:
         return f"{tokens} tokens"
-    return "" if built else "the CUDA library is not built: no nvcc was found"
+    return "" if built else "no CUDA library for this device: no nvcc was found, or it is before sm_80"
