@@ -291,54 +291,52 @@ AT = {"tamis u16": "tamis"}  # at the other's settings: what signed bytes cost i
 
 
 class Contest:
-    """One data set, and whatever was built and measured on it; a mode is measured where it is first asked for."""
+    """One data set, and whatever was built and measured on it, where it is first asked for."""
 
-    def __init__(self, source: Source, names: Sequence[str]) -> None:
-        self.data, self.names, self.threads = source.data(), names, torch.get_num_threads()
+    def __init__(self, source: Source) -> None:
+        self.data, self.threads = source.data(), torch.get_num_threads()
         base = torch.from_numpy(self.data.base)
         self.picking, self.scoring = (
             exact_neighbours(torch.from_numpy(queries), base, K, metric=self.data.metric)
             for queries in (self.data.picking, self.data.scoring)
         )
-        self.index = cache(self._index)
+        self.built = cache(self._built)
         self.failed: dict[str, Exception] = {}
         self.swept = cache(self._swept)
         self.points = cache(self._points)
 
-    def _index(self, name: str) -> tuple[Built, float]:
-        """With the seconds that it took."""
+    def index(self, name: str) -> tuple[Built, float]:
+        """With the seconds that it took; where it fails, it is not tried again."""
         if name in VARIANTS:
             built, seconds = self.index(VARIANTS[name])
             return replace(built, make=built.variants[name]), seconds
+        if name in self.failed:
+            raise self.failed[name]
+        try:
+            return self.built(name)
+        except Exception as error:
+            self.failed[name] = error
+            raise
+
+    def _built(self, name: str) -> tuple[Built, float]:
         ours = OURS_VBMI if isa() == "v4x" else OURS
         build = partial(_tamis, ours[name]) if name in ours else PEERS[name]
         print(f"building {name}", flush=True)
         start = time.perf_counter()
         return build(self.data, self.threads), time.perf_counter() - start
 
-    def _swept(self) -> dict[str, dict[Pair, Point]]:
-        """Of those that can be built here."""
-        points = {}
-        for name in self.names:
-            try:
-                built, _ = self.index(name)
-                points[name] = recall.sweep(built.make, built.grid, built.convert(self.data.picking), self.picking)
-            except Exception as error:  # is told where its row would be
-                self.failed[name] = error
-        return points
+    def _swept(self, name: str) -> dict[Pair, Point]:
+        built, _ = self.index(name)
+        return recall.sweep(built.make, built.grid, built.convert(self.data.picking), self.picking)
 
-    def _points(self, a_call: int) -> dict[str, dict[Pair, Point]]:
-        swept = self.swept()
-        built = {name: self.index(name)[0] for name in swept}
-        pieces = {name: _pieces(b.convert(self.data.picking), a_call) for name, b in built.items()}
-        return recall.again({name: b.make for name, b in built.items()}, swept, pieces)
+    def _points(self, name: str, a_call: int) -> dict[Pair, Point]:
+        built, _ = self.index(name)
+        return recall.again(built.make, self.swept(name), _pieces(built.convert(self.data.picking), a_call))
 
     def route(self, name: str, a_call: int, target: float) -> Route:
-        points, picked = self.points(a_call), AT.get(name, name)
-        if picked in self.failed:
-            raise self.failed[picked]
+        picked = AT.get(name, name)
+        setting = recall.pick(self.points(picked, a_call) or self.swept(picked), target)  # none near any: says so
         built, seconds = self.index(name)
-        setting = recall.pick(points[picked] or self.swept()[picked], target)  # none near any target: says so
         search, prepare = built.make(setting)
         pieces = _pieces(built.convert(self.data.scoring), a_call)
         notes: dict[str, Any] = {
@@ -437,7 +435,7 @@ def cases(*, quick: bool, peers: bool) -> Iterator[Case]:
         for n in (1024,) if quick else (1024, 16_384):
             yield _scan_case(n, bits, peers)
     for source in sources(quick=quick):
-        contest = cache(partial(Contest, source, _names(peers)))  # made where the first of its cases runs
+        contest = cache(partial(Contest, source))  # made where the first of its cases runs
         for mode in MODES:
             for target in source.targets:
                 yield _search(source, contest, mode, target, peers)

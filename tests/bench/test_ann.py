@@ -65,22 +65,19 @@ def test_a_line_ends_where_recall_is_enough():
     points = recall.sweep(make, [(3, K, 99), (4,)], torch.zeros(1, 2), truth)
     assert tried == [3, K, 4]
     assert [points[s].recall for s in (3, K, 4)] == [0.3, 1.0, 0.4]
-    assert set(recall.again({"a": make}, {"a": points}, {"a": [None]})["a"]) == {K}
+    assert set(recall.again(make, points, [None])) == {K}
 
 
-def test_libraries_are_timed_in_turn():
+def test_settings_are_timed_in_turn():
     order = []
 
-    def make(name):
-        return lambda setting: (lambda piece: order.append((name, setting, piece)), lambda: None)
+    def make(setting):
+        return lambda piece: order.append((setting, piece)), lambda: None
 
-    points = {"a": {1: Point(0.9, 1.0), 2: Point(0.95, 2.0)}, "b": {3: Point(0.9, 1.0)}}
-    timed = recall.again({"a": make("a"), "b": make("b")}, points, {"a": [0], "b": [0, 1]})
-    assert order == [("a", 1, 0), ("a", 2, 0), ("b", 3, 0), ("b", 3, 1)] * recall.ROUNDS
-    assert {name: {s: p.recall for s, p in of.items()} for name, of in timed.items()} == {
-        "a": {1: 0.9, 2: 0.95},
-        "b": {3: 0.9},
-    }
+    points = {1: Point(0.9, 1.0), 2: Point(0.95, 2.0), 3: Point(0.5, 1.0)}
+    timed = recall.again(make, points, [0, 1])
+    assert order == [(1, 0), (1, 1), (2, 0), (2, 1)] * recall.ROUNDS
+    assert {setting: point.recall for setting, point in timed.items()} == {1: 0.9, 2: 0.95}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +87,7 @@ def tiny():
         patch.setattr(ann, "RERANK", (20, 100))
         patch.setattr(ann, "_ONE", [[(32,), (200,)]])
         source = ann.Source("tiny", 2000, 16, 50, 20, lambda: ann._clustered(2100, 16))
-        yield ann.Contest(source, ann._names(peers=True))
+        yield ann.Contest(source)
 
 
 def test_queries_are_not_in_the_base(tiny):
@@ -114,8 +111,8 @@ def test_every_library_finds(tiny, name, a_call):
 
 
 def test_recall_too_low_for_any_target_is_named(tiny, monkeypatch):
-    monkeypatch.setattr(tiny, "points", lambda a_call: {"tamis": {}})
-    monkeypatch.setattr(tiny, "swept", lambda: {"tamis": {(5, 20): Point(0.7, 1.0)}})
+    monkeypatch.setattr(tiny, "points", lambda name, a_call: {})
+    monkeypatch.setattr(tiny, "swept", lambda name: {(5, 20): Point(0.7, 1.0)})
     with pytest.raises(ValueError, match=r"at most 0.7000, the best reached"):
         tiny.route("tamis", 0, 0.9)
 
@@ -126,7 +123,9 @@ for name in ("faiss", "scann", "hnswlib", "usearch"):
     sys.modules[name] = None
 from tamis.bench.worker import Job, work
 import json
-job = Job(family="ann", threads=1, quick=True, peers=True, only={only!r}, device="cpu", seconds=1e-9, out="")
+job = Job(
+    family="ann", threads=1, quick=True, peers=True, only={only!r}, providers="", device="cpu", seconds=1e-9, out=""
+)
 json.dump(work(job), open({out!r}, "w"))
 """
 

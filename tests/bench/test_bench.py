@@ -12,7 +12,7 @@ import pytest
 import tamis.benchmarks
 import torch
 from rich.console import Console
-from tamis.bench import Case, Route, machine, plots, run, table
+from tamis.bench import Case, Route, machine, plots, run, table, worker
 from tamis.bench.machine import ALLOCATORS, allocator_environment, allocator_mode, header
 from tamis.bench.measure import Limits, Meter, Probes, alternate, measure, native_probes, quantile, relative_errors
 from tamis.bench.memory import peak_bytes
@@ -176,6 +176,13 @@ def test_commit_of_another_project_is_not_ours(monkeypatch, tmp_path):
     subprocess.run(["git", "-C", tmp_path, *identity, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
     monkeypatch.setattr(machine, "__file__", str(inside))
     assert machine.commit() == "unknown"
+
+
+def test_providers_are_chosen_beside_ours():
+    case = Case("op", "", {}, "", tuple, dict.fromkeys(("tamis", "torch", "torch eager", "liger")), tuple)
+    assert list(worker._among(case, "").providers) == list(case.providers)
+    assert list(worker._among(case, "^torch$|x").providers) == ["tamis", "torch"]
+    assert list(worker._among(case, "none").providers) == ["tamis"]
 
 
 def test_schema(result):
@@ -376,7 +383,7 @@ def test_a_worker_on_a_device(monkeypatch):
     cuda._scratch.cache_clear()
     job = Job(
         family="sparse_mlp", threads=torch.get_num_threads(), quick=False, peers=False, device="cuda", seconds=1e-9,
-        only="128x32000x64", out="",
+        only="128x32000x64", providers="", out="",
     )  # fmt: skip
     done = work(job)
     cuda._scratch.cache_clear()

@@ -29,10 +29,11 @@ def invoke(*arguments):
     [
         (["bench", "nothing"], "family: expected one of ann, distill"),
         (["bench", "--only", "("], "--only: expected a regular expression, got ("),
+        (["bench", "--providers", "["], "--providers: expected a regular expression, got ["),
         (["bench", "--allocator", "huge"], "--allocator: expected one of default, kept, both, got huge"),
         (["bench", "--threads", "0"], "--threads: expected all, or counts of 1 to"),
         (["bench", "--threads", "99999999999"], ", got 99999999999"),
-        (["bench", "--quick", "--only", "nothing"], "--only: expected an expression that finds a case, got nothing"),
+        (["bench", "sampling", "--quick", "--only", "nothing"], "--only: expected an expression that finds a case"),
         (["bench", "--device", "xpu"], "--device: expected cpu or cuda, got xpu"),
         (["bench", "--json", "/no/such/file"], "'--json': expected a file that can be written, got /no/such/file"),
         (["bench", "--json", "/"], "'--json': expected a file that can be written, got /"),

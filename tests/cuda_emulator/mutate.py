@@ -102,7 +102,7 @@ def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print)
     """What is wrong, a line each. `every`: one place of so many; `marked`: also places that are marked."""
     used = {driver: headers(driver) for driver in sorted({kernels.driver for kernels in FAMILIES.values()})}
     places = [m for file in sorted((ROOT / "kernels").rglob("*.cuh")) for m in mutants(file) if only in str(file)]
-    if noticed(None, used):
+    if every == 1 and noticed(None, used):  # beside a sample the suite itself runs
         return ["the sources fail as they are"]
 
     def notice(mutant: Mutant) -> str:

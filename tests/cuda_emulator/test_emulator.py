@@ -137,7 +137,7 @@ def sanitized(*command):
     environment = sanitizer_environment()
     if environment is None:
         pytest.skip("the compiler has no AddressSanitizer")
-    chosen = {"TAMIS_EMULATOR_MODE": "sanitized", "TAMIS_EMULATOR_EXAMPLES": "25"}
+    chosen = {"TAMIS_EMULATOR_MODE": "sanitized", "TAMIS_EMULATOR_EXAMPLES": "8"}
     run = [sys.executable, *command]
     return subprocess.run(run, env=environment | chosen, cwd=ROOT, capture_output=True, text=True)
 

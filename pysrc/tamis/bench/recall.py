@@ -94,15 +94,13 @@ def near(points: Mapping[Setting, Point]) -> list[Setting]:
 
 
 def again(
-    makes: Mapping[str, Callable[[Setting], tuple[Search, Callable[[], None]]]],
-    points: Mapping[str, Mapping[Setting, Point]],
-    pieces: Mapping[str, Sequence[Any]],
-) -> dict[str, dict[Setting, Point]]:
-    """Those of `near` of each library, timed piece by piece, all libraries in each round: a machine that is busy for a
-    while is so for all. The quickest of the rounds; recall is what it was."""
-    order = [(name, setting) for name in points for setting in near(points[name])]
-    times = [[_once(*makes[name](setting), pieces[name])[1] for name, setting in order] for _ in range(ROUNDS)]
-    made: dict[str, dict[Setting, Point]] = {name: {} for name in points}
-    for (name, setting), seconds in zip(order, zip(*times, strict=True), strict=True):
-        made[name][setting] = Point(points[name][setting].recall, min(seconds))
-    return made
+    make: Callable[[Setting], tuple[Search, Callable[[], None]]],
+    points: Mapping[Setting, Point],
+    pieces: Sequence[Any],
+) -> dict[Setting, Point]:
+    """Those of `near`, timed piece by piece, all in each round: a machine that is busy for a while is so for all. The
+    quickest of the rounds; recall is what it was."""
+    order = near(points)
+    times = [[_once(*make(setting), pieces)[1] for setting in order] for _ in range(ROUNDS)]
+    quickest = map(min, zip(*times, strict=True))
+    return {setting: Point(points[setting].recall, seconds) for setting, seconds in zip(order, quickest, strict=True)}

@@ -39,6 +39,7 @@ def run(
     quick: bool = False,
     peers: bool = False,
     only: str = "",
+    providers: str = "",
     device: str = "cpu",
     seconds: float = 0,
 ) -> Result:
@@ -53,6 +54,7 @@ def run(
                     quick=quick,
                     peers=peers,
                     only=only,
+                    providers=providers,
                     device=device,
                     seconds=seconds,
                     out="",

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,6 +26,7 @@ class Job(TypedDict):
     quick: bool
     peers: bool
     only: str  # a regular expression: a case runs where it finds a match in its label
+    providers: str  # a regular expression: beside ours, only those run whose name it finds
     device: str  # cpu or cuda
     seconds: float  # of measuring a case; 0 for the usual
     out: str
@@ -34,6 +36,15 @@ def cases(family: str, *, quick: bool, peers: bool) -> Iterable[Case]:
     module = importlib.import_module(f"tamis.benchmarks.{family}")
     found: Iterable[Case] = module.cases(quick=quick, peers=peers)
     return found
+
+
+def _among(case: Case, wanted: str) -> Case:
+    ours = next(iter(case.providers))
+    kept, on_gpu = (
+        {name: make for name, make in all_.items() if name == ours or re.search(wanted, name)}
+        for all_ in (case.providers, case.on_gpu)
+    )
+    return replace(case, providers=kept, on_gpu=on_gpu)
 
 
 def work(job: Job) -> dict[str, Any]:
@@ -46,6 +57,7 @@ def work(job: Job) -> dict[str, Any]:
     for case in cases(job["family"], quick=job["quick"], peers=job["peers"]):
         if not re.search(job["only"], case.label):
             continue
+        case = _among(case, job["providers"])
         print(f"{allocator} allocator, threads {job['threads']}: {case.label}", flush=True)
         torch.compiler.reset()  # each shape is compiled for itself, as a training run would
         if on_cuda:

@@ -30,6 +30,9 @@ def bench(
     device: Annotated[str, typer.Option("--device", help="cpu, or cuda: by events on the stream.")] = "cpu",
     seconds: Annotated[float, typer.Option("--seconds", min=0.0, help="Of measuring a case; 0 is the usual.")] = 0.0,
     only: Annotated[str, typer.Option("--only", help="Only cases whose name this regular expression finds.")] = "",
+    providers: Annotated[
+        str, typer.Option("--providers", help="Beside ours, only those whose name this regular expression finds.")
+    ] = "",
 ) -> None:
     """Measure the kernels against torch and against this machine."""
     import torch
@@ -44,10 +47,11 @@ def bench(
         raise typer.BadParameter(f"family: expected one of {', '.join(known)}, got {family}")
     if allocator and allocator not in MODES:
         raise typer.BadParameter(f"--allocator: expected one of {', '.join(MODES)}, got {allocator}")
-    try:
-        re.compile(only)
-    except re.error as error:
-        raise typer.BadParameter(f"--only: expected a regular expression, got {only}: {error}") from None
+    for option, text in (("--only", only), ("--providers", providers)):
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise typer.BadParameter(f"{option}: expected a regular expression, got {text}: {error}") from None
     if device not in ("cpu", "cuda"):
         raise typer.BadParameter(f"--device: expected cpu or cuda, got {device}")
     if device == "cuda":
@@ -70,6 +74,7 @@ def bench(
             quick=quick,
             peers=peers,
             only=only,
+            providers=providers,
             device=device,
             seconds=seconds,
         )
