@@ -160,10 +160,11 @@ _ONE: list[list[Pair]] = [[(ef,) for ef in EF]]
 
 
 def _tamis(spec: str, data: Data, threads: int) -> Built:
-    index = ann.Index.build(data.base, metric=data.metric, spec=spec.format(leaves=data.leaves))
+    dims = ann.Spec.width(data.base.shape[1], 6 if "x6" in spec else 4)
+    index = ann.Index.build(data.base, metric=data.metric, spec=spec.format(leaves=data.leaves, dims=dims))
 
-    def make(setting: Pair, lookup: str = "s8") -> Ready:
-        tuning = ann.Tuning(*setting, lookup=lookup)
+    def make(setting: Pair, lookup: str = "") -> Ready:
+        tuning = ann.Tuning(*setting, lookup=lookup or index.tuning.lookup)
         return lambda queries: index.search(queries, K, tuning=tuning).indices, _nothing
 
     size = sum(buffer.nbytes for buffer in index.buffers() if buffer is not None)
@@ -272,10 +273,10 @@ def _usearch(data: Data, threads: int) -> Built:
 
 
 OURS = {
-    "tamis": "tree{leaves},pq2x4,reorder-int8+fp32",
-    "tamis bf16": "tree{leaves},pq2x4,reorder-int8+bf16",
+    "tamis": "tree{leaves},pq{dims}x4,reorder-int8+fp32",
+    "tamis bf16": "tree{leaves},pq{dims}x4,reorder-int8+bf16",
 }
-OURS_VBMI = {"tamis": "tree{leaves},pq3x6,reorder-int8+fp32", "tamis 4 bits": OURS["tamis"]}
+OURS_VBMI = {"tamis": "tree{leaves},pq{dims}x6,reorder-int8+fp32", "tamis 4 bits": OURS["tamis"]}
 PEERS: dict[str, Callable[[Data, int], Built]] = {
     "scann": _scann,
     "faiss IVF": partial(_faiss_ivf, "x4fs"),

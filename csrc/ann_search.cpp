@@ -44,6 +44,7 @@ struct Buffers {
   double byte_scale;
   Maybe half_norms, exact;
   const Maybe& ids;
+  Maybe center;
 
   // Checked against each other and d; floats that were doubles are replaced.
   Ivf of(const std::string& what, int64_t d) {
@@ -67,6 +68,7 @@ struct Buffers {
     if (half_norms) half_norms = floats(what + ": half_norms", *half_norms, {n});
     if (exact) exact = vectors_of((what + ": exact").c_str(), *exact, {n, d});
     if (ids) check(what + ": ids", *ids, ScalarType::Long, {n});
+    if (center) center = floats(what + ": center", *center, {d});
     return {n,
             d,
             lists,
@@ -84,7 +86,8 @@ struct Buffers {
             float(byte_scale),
             half_norms ? data<float>(*half_norms) : nullptr,
             {exact ? exact->const_data_ptr() : nullptr, d},
-            exact ? dtype_of("tamis.ivf_search: exact", *exact) : f32};
+            exact ? dtype_of("tamis.ivf_search: exact", *exact) : f32,
+            center ? data<float>(*center) : nullptr};
   }
 };
 
@@ -109,13 +112,13 @@ Found ivf_search(const Tensor& queries_, int64_t k, int64_t leaves, int64_t rera
                  double centroid_scale, const Tensor& order_bias, const Tensor& score_bias, const Tensor& start,
                  const Tensor& block, const Tensor& codebooks, const Maybe& constants, const Tensor& codes,
                  const Maybe& bytes, double byte_scale, const Maybe& half_norms, const Maybe& exact, const Maybe& ids,
-                 const std::string& lookup, const Maybe& allowed, bool normalize) {
+                 const Maybe& center, const std::string& lookup, const Maybe& allowed, bool normalize) {
   const std::string what = "tamis.ivf_search";
   const Tensor queries = floats(what + ": queries", queries_, {-1, -1});
   STD_TORCH_CHECK(k >= 1 && leaves >= 1 && rerank >= 1, what, ": expected k, leaves and rerank of at least 1, got ", k,
                   ", ", leaves, ", ", rerank);
-  Buffers buffers = {centroids, centroid_scale, order_bias, score_bias, start,      block, codebooks,
-                     constants, codes,          bytes,      byte_scale, half_norms, exact, ids};
+  Buffers buffers = {centroids, centroid_scale, order_bias, score_bias, start, block, codebooks, constants,
+                     codes,     bytes,          byte_scale, half_norms, exact, ids,   center};
   const Ivf ivf = buffers.of(what, queries.size(1));
   const std::vector<uint64_t> words = words_of(what, allowed, ivf.n);
   const int64_t count = queries.size(0);
@@ -154,14 +157,14 @@ bool search_one(const OpenIndex& index, const OneSearch& asked) {
 Tensor open(int64_t d, const Tensor& centroids, double centroid_scale, const Tensor& order_bias,
             const Tensor& score_bias, const Tensor& start, const Tensor& block, const Tensor& codebooks,
             const Maybe& constants, const Tensor& codes, const Maybe& bytes, double byte_scale, const Maybe& half_norms,
-            const Maybe& exact, const Maybe& ids, bool normalize) {
+            const Maybe& exact, const Maybe& ids, const Maybe& center, bool normalize) {
   const std::string what = "tamis._ivf_open";
   for (const Tensor* t : {&order_bias, &score_bias, &codebooks})
     STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float, what, ": expected float32 buffers");
-  for (const Maybe* t : {&constants, &half_norms, &exact})
+  for (const Maybe* t : {&constants, &half_norms, &exact, &center})
     STD_TORCH_CHECK(!*t || (*t)->scalar_type() != ScalarType::Double, what, ": expected no float64 buffers");
-  Buffers buffers = {centroids, centroid_scale, order_bias, score_bias, start,      block, codebooks,
-                     constants, codes,          bytes,      byte_scale, half_norms, exact, ids};
+  Buffers buffers = {centroids, centroid_scale, order_bias, score_bias, start, block, codebooks, constants,
+                     codes,     bytes,          byte_scale, half_norms, exact, ids,   center};
   const OpenIndex opened = {search_one, buffers.of(what, d), ids ? data<int64_t>(*ids) : nullptr, normalize};
   Tensor held = torch::stable::new_empty(start, {int64_t(sizeof opened)}, ScalarType::Byte);
   std::memcpy(mutable_data<uint8_t>(held), &opened, sizeof opened);

@@ -38,7 +38,7 @@
 #define TAMIS_IVF                                                                                                    \
   "Tensor centroids, float centroid_scale, Tensor order_bias, Tensor score_bias, Tensor start, Tensor block, "       \
   "Tensor codebooks, Tensor? constants, Tensor codes, Tensor? bytes, float byte_scale, Tensor? half_norms, Tensor? " \
-  "exact, Tensor? ids"
+  "exact, Tensor? ids, Tensor? center"
 
 STABLE_TORCH_LIBRARY(tamis, m) {
   // distill

@@ -31,7 +31,7 @@ SCHEMAS = {
     "ivf_search": "tamis::ivf_search(Tensor queries, SymInt k, int leaves, int rerank, Tensor centroids, "
     "float centroid_scale, Tensor order_bias, Tensor score_bias, Tensor start, Tensor block, Tensor codebooks, "
     "Tensor? constants, Tensor codes, Tensor? bytes, float byte_scale, Tensor? half_norms, Tensor? exact, Tensor? ids, "
-    'str lookup="s8", Tensor? allowed=None, bool normalize=False) -> (Tensor values, Tensor indices)',
+    'Tensor? center, str lookup="s8", Tensor? allowed=None, bool normalize=False) -> (Tensor values, Tensor indices)',
     "rank_of": "tamis::rank_of(Tensor queries, Tensor targets, Tensor vectors, Tensor? weights=None, "
     'str metric="ip", str ties="first") -> Tensor',
     "pq_encode": "tamis::pq_encode(Tensor x, Tensor codebooks, Tensor? directions=None, float eta=1., int rounds=10) "

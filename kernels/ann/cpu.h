@@ -65,6 +65,7 @@ struct Ivf {
   const float* half_norms;  // [n]: |x|^2 / 2, for l2; null: inner product
   Vectors exact;
   Dtype exact_dtype;
+  const float* center;  // [d]: taken from every query, as it was from all vectors; null: nothing
 };
 
 struct Search {  // queries begin..end

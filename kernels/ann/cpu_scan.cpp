@@ -88,7 +88,7 @@ void rerank_rows(const Rerank& op, const ExactScore of, int64_t begin, int64_t e
       const int64_t ahead = least(i + kFetch, op.count - 1);
       if (candidates[ahead] >= 0) prefetch(row(ahead), op.d * (int64_t)sizeof(T));
       if (candidates[i] < 0) continue;
-      kept[n++] = {ordered(of(op.queries + query * op.d, row(i), op.d, op.l2)), (uint32_t)i};
+      kept[n++] = {ordered(of(op.queries + query * op.d, row(i), op.d)), (uint32_t)i};
     }
     n = sort_best(kept, n, op.k);
     for (int64_t j = 0; j < op.k; ++j) {
@@ -103,11 +103,11 @@ void rerank(const Rerank& op, int64_t begin, int64_t end, void* scratch) {
   Candidate* const kept = static_cast<Candidate*>(scratch);
   switch (op.dtype) {
     case f32:
-      return rerank_rows<float>(op, exact_score_of<float>, begin, end, kept);
+      return rerank_rows<float>(op, exact_score_of<float>(op.l2), begin, end, kept);
     case bf16:
-      return rerank_rows<BFloat16>(op, exact_score_of<BFloat16>, begin, end, kept);
+      return rerank_rows<BFloat16>(op, exact_score_of<BFloat16>(op.l2), begin, end, kept);
     default:
-      return rerank_rows<Float16>(op, exact_score_of<Float16>, begin, end, kept);
+      return rerank_rows<Float16>(op, exact_score_of<Float16>(op.l2), begin, end, kept);
   }
 }
 

@@ -22,7 +22,7 @@ struct Query {
   Collector to;
   Table table;
   const float* x;
-  float* unit;      // [d]: x of length 1, where that is asked for
+  float* own;       // [d]: x, where it is not the query as it was given
   int8_t* bytes;    // [d to kStep]: round(x / scale)
   Factor* factors;  // [d / 4]: of bytes
   float scale;
@@ -63,7 +63,8 @@ struct Space {
       Query q;
       q.to.found = arena.take<Candidate>(capacity), q.to.capacity = capacity;
       q.table.entries = arena.take<uint8_t>(table_bytes(ivf.codes.bits, ivf.codes.parts));
-      q.unit = arena.take<float>(op.normalize ? ivf.d : 0), q.bytes = arena.take<int8_t>(padded(ivf.d, kStep));
+      q.own = arena.take<float>(op.normalize || ivf.center ? ivf.d : 0),
+      q.bytes = arena.take<int8_t>(padded(ivf.d, kStep));
       q.factors = arena.take<Factor>((ivf.d + 3) / 4);
       q.list = arena.take<int32_t>(lists), q.add = arena.take<int32_t>(lists);
       if (queries) queries[i] = q;  // null where only the size is asked for
@@ -87,8 +88,12 @@ int64_t scratch_bytes(const Search& op, int64_t queries) { return size_of(op, ti
 
 void take_query(const Search& op, int64_t query, Query& q) {
   const int64_t d = op.index->d;
-  const float* const x = op.queries + query * d;
-  q.x = op.normalize ? q.unit : x;
+  const float *x = op.queries + query * d, *const center = op.index->center;
+  if (center) {
+    for (int64_t i = 0; i < d; ++i) q.own[i] = x[i] - center[i];
+    x = q.own;
+  }
+  q.x = op.normalize ? q.own : x;
   if (!op.normalize) return;
   F32 squares = {};
   int64_t i = 0;
@@ -98,7 +103,7 @@ void take_query(const Search& op, int64_t query, Query& q) {
     squares += last * last;
   }
   const float by = 1 / max(sqrtf(reduce_add(squares)), 1e-12f);
-  for (i = 0; i < d; ++i) q.unit[i] = x[i] * by;
+  for (i = 0; i < d; ++i) q.own[i] = x[i] * by;
 }
 
 void quantize(const Ivf& ivf, Query& q) {
@@ -166,10 +171,13 @@ void score_lists(const Ivf& ivf, const Query* queries, float* scores) {
   }
 }
 
-int64_t count_above(const float* keys, int64_t n, float than) {
-  I32 count = {};
-  for (int64_t i = 0; i != n; i += TAMIS_LANES) count -= load(keys + i) >= than;
-  return reduce_add(count);
+int64_t count_above(const float* keys, int64_t n, float than) {  // n: a multiple of 16
+  I32 count[16 / TAMIS_LANES] = {};
+  for (int64_t i = 0; i != n; i += 16)
+#pragma GCC unroll 4
+    for (int j = 0; j < 16 / TAMIS_LANES; ++j) count[j] -= load(keys + i + j * TAMIS_LANES) >= than;
+  for (int j = 1; j < 16 / TAMIS_LANES; ++j) count[0] += count[j];
+  return reduce_add(count[0]);
 }
 
 // The lists of a query, by the largest q.c less their bias; the best first, the others ascending.
@@ -326,10 +334,10 @@ void finish(const Search& op, Query& q, float* values, int64_t* positions) {
   Collector& to = q.to;
   const bool l2 = ivf.half_norms != nullptr;
   if (ivf.exact.data) {
-    const auto of = ivf.exact_dtype == f32    ? exact_score_of<float>
-                    : ivf.exact_dtype == bf16 ? exact_score_of<BFloat16>
-                                              : exact_score_of<Float16>;
-    for (Candidate& one : to) one.score = ordered(of(q.x, exact_row(ivf, one.position), ivf.d, l2));
+    const ExactScore of = ivf.exact_dtype == f32    ? exact_score_of<float>(l2)
+                          : ivf.exact_dtype == bf16 ? exact_score_of<BFloat16>(l2)
+                                                    : exact_score_of<Float16>(l2);
+    for (Candidate& one : to) one.score = ordered(of(q.x, exact_row(ivf, one.position), ivf.d));
   }
   to.size = sort_best(to.found, to.size, op.k);
   float square = 0;  // of the query, where -|q - x|^2 is to be made of q.x - |x|^2 / 2

@@ -56,10 +56,11 @@ inline int64_t sort_best(Candidate* x, int64_t n, int64_t k) {
 }
 
 // q.x, or for l2 -|q - x|^2.
-template <class T>
-float exact_score(const float* q, const T* x, int64_t d, bool l2) {
+template <class T, bool kL2>
+float exact_score(const float* q, const void* row, int64_t d) {
+  const T* const x = static_cast<const T*>(row);
   F32 sum[4] = {};
-  const auto add = [&](F32& to, F32 a, F32 b) { l2 ? to -= (a - b) * (a - b) : to += a * b; };
+  const auto add = [](F32& to, F32 a, F32 b) { kL2 ? to -= (a - b) * (a - b) : to += a * b; };
   int64_t i = 0;
   for (; i + 4 * TAMIS_LANES <= d; i += 4 * TAMIS_LANES)  // equivalent: the next loop does the same, slower
 #pragma GCC unroll 4
@@ -69,11 +70,11 @@ float exact_score(const float* q, const T* x, int64_t d, bool l2) {
   return reduce_add(sum[0] + sum[1] + (sum[2] + sum[3]));
 }
 
-using ExactScore = float (*)(const float* q, const void* row, int64_t d, bool l2);
+using ExactScore = float (*)(const float* q, const void* row, int64_t d);
 
 template <class T>
-float exact_score_of(const float* q, const void* row, int64_t d, bool l2) {
-  return exact_score(q, static_cast<const T*>(row), d, l2);
+ExactScore exact_score_of(bool l2) {
+  return l2 ? exact_score<T, true> : exact_score<T, false>;
 }
 
 // Of bytes: both sides' numbers times their scales, x's with 128 added.

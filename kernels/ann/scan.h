@@ -75,7 +75,7 @@ struct Run {  // of a list's blocks, whose first vector is at `position`
   const uint8_t* next;               // blocks that are read after these
 };
 
-inline constexpr int64_t kAhead = 2;  // blocks
+inline constexpr int64_t kAhead = 6;  // blocks
 
 inline void prefetch(const void* from, int64_t bytes) {
   for (const char* at = static_cast<const char*>(from); bytes > 0; bytes -= 64, at += 64) __builtin_prefetch(at);

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from tamis.ann import Index, Spec, Tuning
+from tamis.ann import Index, Spec, Tuning, store
+from tamis.ann.evaluate import own_vectors
 
 N, D = 3000, 20
 ALL = Tuning(leaves=10**6, rerank=10**6)
@@ -68,6 +69,28 @@ def test_the_default_finds_nearly_all(index):
     assert (got.indices.unsqueeze(2) == want.indices.unsqueeze(1)).any(2).double().mean() > 0.95
     assert len(index) == N
     assert str(Spec.parse(index.spec)) == index.spec
+
+
+@pytest.mark.parametrize("far", [0, 300, 2.0**20])
+def test_distances_do_not_depend_on_the_origin(far):
+    """Integers as those of images, far from zero: distances are exact, and codes tell as much as near it."""
+    x, q = (vectors(2, N, 64) * 20).round(), (vectors(3, 50, 64) * 20).round()
+    index = Index.build(x + far, metric="l2", spec="tree40,pq2x4,reorder-int8+fp32")
+    want = truth("l2", x, q)
+    got = index.search(q + far, 10, tuning=Tuning(6, 60))
+    found = (got.indices.unsqueeze(2) == want.indices.unsqueeze(1)).any(2)
+    assert found.double().mean() > 0.95
+    everything = index.search(q + far, 10, tuning=ALL)
+    assert torch.equal(everything.distances.double(), want.values.round())
+    assert torch.equal(own_vectors(index)[index.rows.argsort()], x + far)
+
+
+@pytest.mark.parametrize(("d", "spec"), [(50, "pq2x4"), (400, "pq2x4"), (401, "pq3x4"), (784, "pq4x4")])
+def test_many_dimensions_have_wider_parts(monkeypatch, d, spec):
+    monkeypatch.setattr("tamis.ann.spec.isa", lambda: "v3")
+    assert str(Spec.choose(70_000, d)) == f"tree450,{spec},reorder-int8+fp32"
+    monkeypatch.setattr("tamis.ann.spec.isa", lambda: "v4x")
+    assert Spec.choose(70_000, d).dims == max(3, int(spec[2]))
 
 
 def test_queries_of_every_kind(index):
@@ -226,8 +249,12 @@ def test_newer_and_foreign_files(index, tmp_path):
         about = json.loads(file.metadata()["tamis.ann.Index"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (a file is no dict)
     save_file(tensors, path, {"tamis.ann.Index": json.dumps(about | {"version": 99})})
-    with pytest.raises(ValueError, match="expected a file of layout 1 or before, got 99"):
+    with pytest.raises(ValueError, match="expected a file of layout 2 or before, got 99"):
         Index.load(path)
+    if index.metric != "l2":  # as before there was a center
+        before = {name: value for name, value in about.items() if name != "checksum"} | {"version": 1}
+        save_file(tensors, path, {"tamis.ann.Index": json.dumps(before | {"checksum": store._digest(tensors, before)})})
+        assert torch.equal(Index.load(path).search(Q).indices, index.search(Q).indices)
     save_file(tensors, path)
     with pytest.raises(ValueError, match="expected an index of tamis"):
         Index.load(path)

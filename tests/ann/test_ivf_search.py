@@ -46,6 +46,7 @@ def made(seed, n, d, lists, bits, parts, *, l2=False, dtype=torch.float32, reord
         "half_norms": x.square().sum(1) / 2 if l2 else None,
         "exact": x.to(dtype) if "exact" in reorder else None,
         "ids": torch.randperm(n, generator=g),
+        "center": None,
     }
 
 
@@ -182,6 +183,24 @@ def test_no_queries_and_zero_queries(isa):
     values, indices = SEARCH(torch.zeros(2, 12), 5, 6, 30, **ix)
     assert (values == 0).all()
     assert (indices >= 0).all()
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("l2", [False, True])
+def test_center(isa, l2, normalize):
+    """Taken from every query, in a batch and alone."""
+    ix = made(8, 500, 21, 9, 4, 4, l2=l2)
+    x = torch.randn(7, 21, generator=torch.Generator().manual_seed(2))
+    moved = ix | {"center": torch.arange(21.0) - 9}
+    far = x + moved["center"]
+    want = SEARCH(far - moved["center"], 5, 4, 30, **ix, normalize=normalize)
+    for queries in (far, far[3:4]):
+        got = SEARCH(queries, 5, 4, 30, **moved, normalize=normalize)
+        assert all(torch.equal(a, b if len(queries) > 1 else b[3:4]) for a, b in zip(got, want, strict=True))
+    mine, plain = (f(far, 5, 9, 500, **moved, lookup="u16")[0] for f in (SEARCH, reference.ivf_search))
+    torch.testing.assert_close(mine, plain, atol=0.5, rtol=0.02)
+    with pytest.raises(RuntimeError, match="center: expected"):
+        SEARCH(far, 5, 4, 30, **ix | {"center": moved["center"][:20]})
 
 
 @pytest.mark.parametrize("reorder", [("bytes", "exact"), ("exact",), ()])

@@ -278,7 +278,9 @@ Found passing(const Candidates& all, const Search& op, bool& sure) {
 
 void check_query(const Index& index, const Search& op, const Array<uint64_t>& allowed, int64_t id, int64_t query) {
   const Shape& s = index.shape;
-  const Asked q(op.queries + query * s.d, s.d, op.normalize);
+  std::vector<float> x(op.queries + query * s.d, op.queries + (query + 1) * s.d);
+  for (int64_t i = 0; index.ivf.center && i < s.d; ++i) x[i] -= index.ivf.center[i];
+  const Asked q(x.data(), s.d, op.normalize);
   const Candidates all = candidates_of(index, op, allowed, q);
   const float* const values = op.values + query * op.k;
   const int64_t* const positions = op.positions + query * op.k;
@@ -332,12 +334,16 @@ void draw_query(Random& random, float* x, int64_t d, bool normalize, float small
 
 void check_search(Random& random, int64_t id, const Shape& shape, Lookup lookup, int64_t queries, int64_t leaves,
                   int64_t k, int64_t rerank, bool normalize, int one_in) {
-  const Index index(random, shape);
+  Index index(random, shape);
+  Array<float> center(shape.d);
+  for (float& v : center) v = float(whole(random, -3, 3));
+  if (once_in(random, 3)) index.ivf.center = center.data();
   const Array<uint64_t> allowed = one_in ? drawn_bits(random, index.n, one_in) : Array<uint64_t>();
   Array<float> of(queries * shape.d), values(queries * k);
   Array<int64_t> positions(queries * k);
   for (int64_t q = 0; q < queries; ++q)
     draw_query(random, of.data() + q * shape.d, shape.d, normalize, shape.l2 ? 1 / 16.f : 1 / 1024.f);
+  for (int64_t i = 0; index.ivf.center && i < queries * shape.d; ++i) of[i] += center[i % shape.d];
   if (rerank <= 0) rerank += index.n + 1;
   const Search op = {&index.ivf,
                      of.data(),

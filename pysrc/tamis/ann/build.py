@@ -1,5 +1,6 @@
 """From vectors to an index: lists, codes, bytes."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,9 @@ EXTRA = 2  # parts of a code for a vector's norm, under l2
 
 
 class Rows:
-    """Vectors, converted and normalised a piece at a time."""
+    """Vectors, converted and normalised a piece at a time, less what `center` is once it is set."""
+
+    center: Tensor | None = None
 
     def __init__(self, vectors: object, metric: str) -> None:
         if isinstance(vectors, np.ndarray):
@@ -49,12 +52,19 @@ class Rows:
             if not bool((norms > 0).all()):
                 fail(FN, "vectors", "vectors of length above 0 for cosine", "zeros")
             rows = rows / norms
-        return rows.contiguous()
+        return (rows if self.center is None else rows - self.center).contiguous()
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
         for begin in range(0, self.n, CHUNK):
             at = slice(begin, min(begin + CHUNK, self.n))
             yield at, self[at]
+
+
+def _center(sample: Tensor) -> Tensor:
+    """The mean, to six bits of its largest number: from integers and the like it is taken without rounding."""
+    mean = sample.double().mean(0)
+    step = 2.0 ** (math.floor(math.log2(max(float(mean.abs().max()), 1e-30))) - 5)
+    return ((mean / step).round() * step).float()
 
 
 def _bytes(x: Tensor, scale: float, width: int) -> Tensor:
@@ -111,6 +121,9 @@ def build(
     report("sampling")
     generator = torch.Generator().manual_seed(seed)
     sample = x[torch.randperm(n, generator=generator)[: max(SAMPLE, 32 * how.leaves)].sort().values]
+    if l2:  # distances stay; what a vector's code says of it is a difference of smaller numbers
+        x.center = _center(sample)
+        sample = sample - x.center
     report("centroids")
     lists = kmeans(sample, how.leaves, metric="l2", seed=seed)
     assigned = []
@@ -186,6 +199,12 @@ def build(
         "exact": exact,
         "rows": rows,
         "ids": None if of_rows is None else of_rows[rows],
+        "center": x.center,
     }
-    tuning = Tuning(leaves=max(1, min(how.leaves, max(10, how.leaves // 10))), rerank=150)
+    # By distance entries cancel, and what rounding leaves of signed bytes grows with the parts.
+    tuning = Tuning(
+        leaves=max(1, min(how.leaves, max(10, how.leaves // 10))),
+        rerank=150,
+        lookup="u16" if l2 and parts > 64 else "s8",
+    )
     return {"parts": made, "metric": metric, "spec": str(how), "tuning": tuning}

@@ -80,7 +80,9 @@ def _prepared(x: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
 
 def own_vectors(index: Index) -> Tensor | None:
     """float32 [n, d], by position, that the index keeps to compare the best by; None where its spec keeps none."""
-    return index.exact if index.exact is not None and index.exact.dtype == torch.float32 else None
+    if index.exact is None or index.exact.dtype != torch.float32:
+        return None
+    return index.exact if index.center is None else index.exact + index.center
 
 
 def true_neighbours(index: Index, queries: Tensor, k: int, vectors: Tensor | None = None) -> Tensor:

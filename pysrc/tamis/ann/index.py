@@ -20,7 +20,7 @@ Array = Tensor | np.ndarray[Any, Any]
 # By position, that is list by list: rows, and of each the caller's id, bytes, half norm and exact vector.
 BUFFERS = (
     "centroids", "order_bias", "score_bias", "start", "block", "codebooks", "constants", "codes", "bytes", "half_norms",
-    "exact", "rows", "ids",
+    "exact", "rows", "ids", "center",
 )  # fmt: skip
 
 
@@ -35,6 +35,7 @@ class Index(nn.Module):
     start: Tensor
     exact: Tensor | None
     ids: Tensor | None
+    center: Tensor | None
 
     def __init__(self, parts: dict[str, Any], *, metric: str, spec: str, tuning: Tuning) -> None:
         super().__init__()
@@ -112,7 +113,7 @@ class Index(nn.Module):
         return (
             self.centroids, self.centroid_scale, self.order_bias, self.score_bias, self.start, self.block,
             self.codebooks, self.constants, self.codes, self.bytes, self.byte_scale, self.half_norms, self.exact,
-            self.rows if self.ids is None else self.ids,
+            self.rows if self.ids is None else self.ids, self.center,
         )  # fmt: skip
 
     def _alone(self, queries: Array, k: int, how: Tuning) -> SearchResult | None:

@@ -233,7 +233,8 @@ def ivf_search(
     queries: Tensor, k: int, leaves: int, rerank: int, centroids: Tensor, centroid_scale: float, order_bias: Tensor,
     score_bias: Tensor, start: Tensor, block: Tensor, codebooks: Tensor, constants: Tensor | None, codes: Tensor,
     bytes: Tensor | None, byte_scale: float, half_norms: Tensor | None, exact: Tensor | None, ids: Tensor | None, *,
-    lookup: str = "s8", allowed: Tensor | None = None, normalize: bool = False, impl: str = "auto",
+    center: Tensor | None = None, lookup: str = "s8", allowed: Tensor | None = None, normalize: bool = False,
+    impl: str = "auto",
 ) -> SearchResult:  # fmt: skip
     """What `Index.search` runs: lists whose centroids are near, their codes, then bytes and vectors of the best.
 
@@ -257,9 +258,10 @@ def ivf_search(
         half_norms: float32 [n]: |x|^2 / 2, which makes it a search by distance; None: by inner product.
         exact: [n, d], float32, bfloat16 or float16: what the best k + k / 2 + 1 are compared by at last.
         ids: int64 [n], what is returned instead of positions.
+        center: float32 [d], taken from every query, as it was from all vectors.
         lookup: as pq_scan.
         allowed: bool [n], by position.
-        normalize: queries are scaled to length 1.
+        normalize: queries are scaled to length 1, after center.
         impl: "auto", "reference" or "cpu".
     Returns:
         SearchResult: [q, k]; -1 where there is nobody.
@@ -274,7 +276,7 @@ def ivf_search(
     op: Any = reference.ivf_search if choice.backend == "reference" else torch.ops.tamis.ivf_search.default
     buffers = (
         centroids, centroid_scale, order_bias, score_bias, start, block, codebooks, constants, codes, bytes, byte_scale,
-        half_norms, exact, ids,
+        half_norms, exact, ids, center,
     )  # fmt: skip
     return SearchResult(*op(queries, *numbers, *buffers, lookup, allowed, normalize))
 

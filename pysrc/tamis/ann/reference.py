@@ -125,9 +125,10 @@ def ivf_search(
     queries: Tensor, k: int, leaves: int, rerank: int, centroids: Tensor, centroid_scale: float, order_bias: Tensor,
     score_bias: Tensor, start: Tensor, block: Tensor, codebooks: Tensor, constants: Tensor | None, codes: Tensor,
     bytes: Tensor | None, byte_scale: float, half_norms: Tensor | None, exact: Tensor | None, ids: Tensor | None,
-    lookup: str = "s8", allowed: Tensor | None = None, normalize: bool = False,
+    center: Tensor | None, lookup: str = "s8", allowed: Tensor | None = None, normalize: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A query at a time, its lists whole; sums do not saturate, and nothing is passed over by a threshold."""
+    queries = queries if center is None else queries - center
     queries = torch.nn.functional.normalize(queries) if normalize else queries
     d, lists, each = queries.shape[1], order_bias.numel(), 32 if codebooks.shape[2] == 16 else 64
     of_lists = (centroids.view(-1, (d + 3) // 4, 16, 4).transpose(1, 2).reshape(-1, (d + 3) // 4 * 4))[:lists, :d]

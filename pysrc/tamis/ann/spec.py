@@ -40,10 +40,15 @@ class Spec:
 
     @classmethod
     def choose(cls, n: int, d: int) -> "Spec":
-        """About 1.7 sqrt(n) leaves; 6 bits for 3 dimensions where this machine has AVX-512 VBMI and there are 12
-        dimensions or more, else 4 bits for 2."""
+        """About 1.7 sqrt(n) leaves; 6 bits where this machine has AVX-512 VBMI and there are 12 dimensions or more,
+        else 4; of as many dimensions as `width` says."""
         bits = 6 if isa() == "v4x" and d >= 12 else 4
-        return cls(max(1, min(n, round(1.7 * math.sqrt(n)))), 3 if bits == 6 else 2, bits, "int8+fp32")
+        return cls(max(1, min(n, round(1.7 * math.sqrt(n)))), cls.width(d, bits), bits, "int8+fp32")
+
+    @staticmethod
+    def width(d: int, bits: int) -> int:
+        """Dimensions at a time: 2, of 6 bits 3, and more where there would be over 200 parts."""
+        return max(3 if bits == 6 else 2, math.ceil(d / 200))
 
     def parts(self, d: int, extra: int) -> int:
         """Of the vectors' own d dimensions; with `extra` more the codes lie side by side."""

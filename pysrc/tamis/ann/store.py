@@ -17,7 +17,7 @@ from .spec import Tuning
 if TYPE_CHECKING:
     from .index import Index
 
-VERSION = 1  # of the layout; a file says which it needs
+VERSION = 2  # of the layout; a file says which it needs
 KEY = "tamis.ann.Index"
 _CHUNK = 1 << 24
 

@@ -233,6 +233,7 @@ def _ivf_search(bits: int, l2: bool) -> tuple[tuple[Any, ...], dict[str, Any]]:
         "half_norms": half_norms,
         "exact": x,
         "ids": None if l2 else torch.arange(40).flip(0),
+        "center": _logits(4, 6) if l2 else None,
     }
     return (_logits(0, 3, 6), 28, 2, 40, *lists.values(), "u16", torch.arange(40) % 5 != 0), {}
 
