@@ -245,18 +245,17 @@ Candidates candidates_of(const Index& index, const Search& op, const Array<uint6
   return made;
 }
 
-// Who passes the threshold in the end; `sure`: as far as that does not depend on the order in which they came.
+// Who is compared again; `sure`: as far as that does not depend on the order in which sums saturated.
 Found passing(const Candidates& all, const Search& op, bool& sure) {
   const bool is_signed = op.lookup == Lookup::s8;
-  const int64_t lowest = is_signed ? -128 : 0, wide = is_signed ? 1 : 256, fine = is_signed ? 1 : 32;
+  const int64_t lowest = is_signed ? -128 : 0, wide = is_signed ? 1 : 256;
   const auto from = [&](double threshold) {
     Found left;
     for (const Scored& one : all.scores)
       if (one.score >= threshold) left.push_back(one);
     return left;
   };
-  int64_t threshold = all.least_add + lowest;
-  Found found = from(double(threshold));
+  Found found = from(double(all.least_add + lowest));
   for (const float share : {all.lists.size() > 1 ? 0.45f : 1.f, 1.f}) {
     if (all.there <= op.rerank) break;
     int64_t bin = 255;
@@ -266,14 +265,12 @@ Found passing(const Candidates& all, const Search& op, bool& sure) {
     while (bin > 0 && reach() < int64_t(share * op.rerank) + 1) --bin;
     const Found some = from(double(all.best_add + lowest + bin * wide));
     if (int64_t(some.size()) < std::max(op.k, op.rerank / 2)) continue;
-    threshold = all.best_add + lowest + bin * wide, found = some;
+    found = some;
     break;
   }
-  sure = int64_t(found.size()) < 2 * op.rerank + 256 && (!is_signed || all.entries.most <= 104);
-  keep_best(found, INT64_MAX);
-  if (int64_t(found.size()) < op.rerank) return found;
-  const int64_t bin = (int64_t(found[op.rerank - 1].score) - threshold) / fine;
-  return from(double(threshold + std::min<int64_t>(bin, 511) * fine));
+  sure = !is_signed || all.entries.most <= 104;
+  keep_best(found, op.rerank);
+  return found;
 }
 
 void check_query(const Index& index, const Search& op, const Array<uint64_t>& allowed, int64_t id, int64_t query) {

@@ -139,7 +139,7 @@ FULL = Settings(
 PIPELINE = Pipeline(
     name="lazy-neuron",
     summary=SUMMARY,
-    quick=Settings(topk=TopK(noises=(0.0, 0.4)), speed=Speed(steps=40, repeats=7, train_repeats=3)),
+    quick=Settings(speed=Speed(steps=40, repeats=7, train_repeats=3)),
     full=FULL,
     quick_seeds=3,
     full_seeds=5,
