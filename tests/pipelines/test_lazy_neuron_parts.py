@@ -1,14 +1,18 @@
 """What the Lazy Neuron pipeline is made of, against plain forms of it in float64."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tamis.pipelines import data
 from tamis.pipelines.data import LIBRARIES, LIBRARY_DOCS, PYTHON_DOCS, PYTHON_SOURCE
 from tamis.pipelines.lazy_neuron_images import batches, corruptions, mislabelled, split
 from tamis.pipelines.lazy_neuron_latency import Latency, measured
 from tamis.pipelines.lazy_neuron_meter import Fires, calibration_error, fires, initial_drift, random_drift
 from tamis.pipelines.lazy_neuron_models import Block, Decoder, Mixer, Patches, Seq2Seq, Size, block_flops, mlp, vit
+from tamis.pipelines.lazy_neuron_speed import compare
 from tamis.pipelines.lazy_neuron_text import SYMBOLS, corpora, corrupted, windows
 from tamis.pipelines.lazy_neuron_train import LOGGED, seeded, trained
 from tamis.sparse_mlp import activation_sparsity, restore, sparsify
@@ -20,6 +24,32 @@ SMALL = Size(8, 20, 2, heads=2)
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def test_a_model_stays_in_its_modes() -> None:
+    model = nn.Sequential(mlp(3, 4), nn.BatchNorm1d(4))
+    model.train()
+    model[1].eval()
+    fires(model, lambda: None)
+    assert [module.training for module in model.modules()] == [True] * 5 + [False]
+
+
+def test_what_cannot_be_sparse_is_refused_before_it_runs() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.LeakyReLU(), nn.Linear(8, 3))
+    with pytest.raises(ValueError, match="LeakyReLU"):
+        compare(model, (2,), lambda: pytest.fail("it ran"))
+
+
+def test_prose_is_its_library_s_wherever_that_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in an environment that is called torch."""
+    roots = {"torch": tmp_path / "torch" / "site" / "torch", "python": tmp_path / "torch" / "lib"}
+    for name, root in roots.items():
+        root.mkdir(parents=True)
+        (root / "one.py").write_text(f'"""{name.title()} says a sentence that is long enough to be kept as prose."""')
+    monkeypatch.setattr(data, "_roots", lambda: roots)
+    found = data._read_by_library(data._find_python_docs())
+    assert "Torch says" in found["torch"] and "Python" not in found["torch"]
+    assert "Python says" in found["python"] and "Torch" not in found["python"]
 
 
 def test_fires_by_hand() -> None:

@@ -76,7 +76,8 @@ def reproduce(
             )
         except (MissingData, ChecksumMismatch, ModuleNotFoundError) as error:
             bar.stop()
-            raise stop(f"{error}; pip install 'tamis[pipelines]' brings what --quick needs") from None
+            help_ = isinstance(error, ModuleNotFoundError) or "pip install" in str(error)
+            raise stop(f"{error}" + "; pip install 'tamis[pipelines]' brings what --quick needs" * help_) from None
         except OSError as error:
             bar.stop()
             raise stop(f"tamis.reproduce: --out: expected a folder that can be written, got {error}") from None

@@ -151,13 +151,22 @@ def _python_files(root: Path) -> Iterator[Path]:
         yield from (Path(folder, file) for file in sorted(files) if file.endswith(".py"))
 
 
-def _find_python_docs() -> list[Path]:
-    roots = [Path(sysconfig.get_paths()["stdlib"])]
-    for package in ("torch", "numpy"):
+LIBRARIES = ("python", "torch", "numpy")
+
+
+def _roots() -> dict[str, Path]:
+    """Of those of LIBRARIES that are here, Python's last, which holds the others."""
+    roots = {}
+    for package in LIBRARIES[1:]:
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:
-            roots.append(Path(spec.origin).parent)
-    return [file for root in roots for file in _python_files(root)]
+            roots[package] = Path(spec.origin).parent
+    return roots | {LIBRARIES[0]: Path(sysconfig.get_paths()["stdlib"])}
+
+
+def _find_python_docs() -> list[Path]:
+    roots = _roots()
+    return [file for name in LIBRARIES if name in roots for file in _python_files(roots[name])]
 
 
 def _read_prose(files: Sequence[Path]) -> str:
@@ -196,19 +205,18 @@ PYTHON_SOURCE = Dataset(
     licence="PSF-2.0",
     origin="the modules of the standard library that are one file, as installed",
     shape="list of str: about 170 files, 4.7 million characters of code and prose",
-    install="this Python comes without its sources",
+    install="this Python comes without its sources: one whose standard library is there as .py files",
     find=_find_python_source,
     read=lambda files: [file.read_text("utf-8", errors="ignore") for file in files],
     unpinned="the text is that of the installed version of Python",
 )
 
-LIBRARIES = ("python", "torch", "numpy")
-
 
 def _read_by_library(files: Sequence[Path]) -> dict[str, str]:
     owned: dict[str, list[Path]] = {name: [] for name in LIBRARIES}
+    roots = _roots()
     for file in files:
-        owned[next((name for name in LIBRARIES[1:] if name in file.parts), LIBRARIES[0])].append(file)
+        owned[next((name for name, root in roots.items() if file.is_relative_to(root)), LIBRARIES[0])].append(file)
     return {name: _read_prose(own) for name, own in owned.items()}
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from . import lazy_neuron_claims as claims
 from . import lazy_neuron_plots as plots
 from . import lazy_neuron_text as text
-from .lazy_neuron_images import RANDOM_LABELS, TRUE, Images, TopK, classifier, random_inputs, rates, robustness
+from .lazy_neuron_images import RANDOM, RANDOM_LABELS, TRUE, Images, TopK, classifier, random_inputs, rates, robustness
 from .lazy_neuron_latency import Latency, latency
 from .lazy_neuron_meter import random_drift
 from .lazy_neuron_speed import Speed, speed
@@ -32,7 +32,8 @@ SUMMARY = """
 In the MLP of a Transformer, relu(x K) V, few entries of relu(x K) are not 0 once the model is trained, though nothing
 asks for it: the paper reports 3.0% for T5-Base and 6.3% for ViT-B/16, on language and on images, with random labels,
 random inputs and infinite data. It derives a drift at initialisation that pushes what is active down, and keeps the k
-largest entries of each token by force (top-k). What is written about the paper here comes from its abstract.
+largest entries of each token by force (top-k). The figures come from its abstract; the drift is remembered, and derived
+anew here.
 
 Here: small ReLU networks with biases, pre-norm, AdamW at a constant rate without weight decay; a causal character model
 of Python's own source (width 64, 2 layers of 256 units, 800 steps); an encoder and a decoder that fill spans cut out of
@@ -98,7 +99,7 @@ def parts(settings: Settings) -> list[Part]:
     if images.random_transformer:
         found["vit-random-labels"] = _classifier("vit", next(iter(images.sets)), RANDOM_LABELS)
     for width in images.random_widths:
-        found |= {claims.random(kind, width): _random(width, fresh) for kind, fresh in claims.RANDOM.items()}
+        found |= {claims.random(kind, width): _random(width, fresh) for kind, fresh in RANDOM.items()}
     if images.other_rates:
         found["rates"] = lambda s, seed: rates(s.images, seed)
     for noise in topk.noises:

@@ -10,7 +10,6 @@ from .lazy_neuron_models import Size, block_flops
 from .pages import number, table
 from .runner import Record, Results, by_seed, differences
 
-RANDOM: dict[str, bool | None] = {RANDOM_LABELS: None, RANDOM_INPUTS: False, FRESH: True}
 TOPK_CHARACTERS, SEQ2SEQ, TEXT_CLASSES = "characters-top-k", "fill-spans", "text-classes"
 Value = Callable[[Record], float]
 
@@ -283,7 +282,7 @@ def _scaling_table(settings: Any, results: Results) -> str:
     rows = []
     for part in parts:
         s = fmean(by_seed(results, part, nonzero()))
-        _, layers, width = _shape(part, words)
+        layers, width = _shape(part, words)
         size = Size(words.d, width, layers)
         flops = [sum(block_flops(size, words.context // 2, share).values()) * layers / 1e6 for share in (1.0, s / 100)]
         rows.append(
@@ -304,14 +303,15 @@ def _scaling_table(settings: Any, results: Results) -> str:
         "MFLOP a token",
         "zeros skipped",
     )
-    return f"Width, depth, data ({full} sees all of the text) and top-{words.k}:\n\n" + table(head, rows)
+    data = f", data ({full} sees all of the text)" if words.sizes else ""
+    return f"Width, depth{data} and top-{words.k}:\n\n" + table(head, rows)
 
 
-def _shape(part: str, words: Any) -> tuple[str, int, int]:
+def _shape(part: str, words: Any) -> tuple[int, int]:
     if "x" in part.split("-")[-1]:
         layers, width = part.split("-")[-1].split("x")
-        return part, int(layers), int(width)
-    return part, words.layers, words.width
+        return int(layers), int(width)
+    return words.layers, words.width
 
 
 def _topk_table(settings: Any, results: Results) -> str:

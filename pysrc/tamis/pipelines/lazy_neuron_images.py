@@ -19,6 +19,7 @@ from .runner import Record
 
 CLASSES = 10
 TRUE, RANDOM_LABELS, RANDOM_INPUTS, FRESH = "true labels", "random labels", "random inputs", "infinite data"
+RANDOM: dict[str, bool | None] = {RANDOM_LABELS: None, RANDOM_INPUTS: False, FRESH: True}  # inputs: real, kept, fresh
 CORRUPTIONS = ("Gaussian", "impulse", "shot")
 
 

@@ -39,7 +39,7 @@ def fires(model: nn.Module, run: Callable[[], Any]) -> dict[str, Fires]:
 
     Raises:
         ValueError: a model without such MLPs; those that it has are listed.
-    Source: 2210.06313, section 2: the share of exact nonzeros after the ReLU.
+    Source: 2210.06313: the share of exact nonzeros after the ReLU.
     """
     blocks, left = find(model)
     if not blocks:
@@ -47,13 +47,14 @@ def fires(model: nn.Module, run: Callable[[], Any]) -> dict[str, Fires]:
         fail(FN, "model", f"MLPs ({KNOWN})", f"none in {type(model).__name__}{seen}")
     found: dict[str, Fires] = {}
     handles = [block.down.get().register_forward_pre_hook(_count(found, block.name)) for block in blocks]
-    training = model.training
+    training = {module: module.training for module in model.modules()}
     try:
         model.eval()
         with torch.no_grad():
             run()
     finally:
-        model.train(training)
+        for module, flag in training.items():
+            module.training = flag
         for handle in handles:
             handle.remove()
     return {block.name: found[block.name] for block in blocks if block.name in found}
@@ -73,7 +74,7 @@ def _count(found: dict[str, Fires], name: str) -> Callable[[nn.Module, Any], Non
 def initial_drift(model: nn.Module, loss: Callable[[], Tensor]) -> dict[str, float]:
     """Of every MLP, the mean derivative of the loss by its active pre-activations, times the number of its tokens.
 
-    Above 0: a step of gradient descent on the hidden values pushes those that fire down (2210.06313, section 3).
+    Above 0: a step of gradient descent on the hidden values pushes those that fire down (2210.06313).
     """
     blocks, _ = find(model)
     kept: dict[str, Tensor] = {}
@@ -104,7 +105,7 @@ def random_drift(units: int, classes: int, draws: int, seed: int, loss: str = "c
 
     Returns: by draw the mean, over active units i, of d loss / d p_i = <d loss / d f, v_i>, in float64 (`means`); and
     the share of active units whose mean over the draws is above 0 (`positive`).
-    Source: 2210.06313, section 3; the derivation for cross-entropy and squares here: E <softmax(f) - y, v_i> > 0.
+    Source: 2210.06313; the derivation for cross-entropy and squares here: E <softmax(f) - y, v_i> > 0.
     """
     rng = np.random.default_rng(seed)
     active = np.maximum(rng.uniform(-1, 1, units), 0)

@@ -21,7 +21,7 @@ class Size(NamedTuple):
 
 
 def mlp(d: int, d_ff: int, d_out: int | None = None) -> nn.Sequential:
-    """relu(x K + b) V + c (2210.06313, section 2)."""
+    """relu(x K + b) V + c (2210.06313)."""
     return nn.Sequential(nn.Linear(d, d_ff), nn.ReLU(), nn.Linear(d_ff, d if d_out is None else d_out))
 
 

@@ -108,7 +108,7 @@ def wanted(claim: Claim) -> str:
 def number(value: float | None) -> str:
     if value is None or value != value:
         return "undefined"
-    return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.3f}"
+    return f"{value:.3g}" if abs(value) < 0.1 else f"{value:.3f}" if abs(value) < 1e4 else f"{value:.4g}"
 
 
 def interval(measured: Measured) -> str:

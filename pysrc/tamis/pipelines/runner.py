@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import json
 import multiprocessing
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -180,7 +181,7 @@ def _file(folder: Path, name: str, seed: int) -> Path:
 
 def _fingerprint(pipeline: Pipeline, settings: Any) -> str:
     """Of what decides a part beside its name and seed: the settings, the code that it runs, the packages under it."""
-    versions = []
+    versions = [("python", platform.python_version())]  # whose sources are data too
     for name in ("torch", "numpy", "scipy", "scikit-learn", "mnist1d"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append((name, importlib.metadata.version(name)))
