@@ -93,6 +93,11 @@ def test_many_dimensions_have_wider_parts(monkeypatch, d, spec):
     assert Spec.choose(70_000, d).dims == max(3, int(spec[2]))
 
 
+@pytest.mark.parametrize(("metric", "d", "lookup"), [("l2", 200, "u16"), ("l2", 20, "s8"), ("ip", 200, "s8")])
+def test_distances_of_many_parts_are_added_exactly(metric, d, lookup):
+    assert Index.build(vectors(4, 100, d), metric=metric).tuning.lookup == lookup
+
+
 def test_queries_of_every_kind(index):
     want = index.search(Q, 7)
     one = index.search(Q[3], 7)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tamis.pipelines import data
+from tamis.pipelines import data, lazy_neuron_latency
 from tamis.pipelines.data import LIBRARIES, LIBRARY_DOCS, PYTHON_DOCS, PYTHON_SOURCE
 from tamis.pipelines.lazy_neuron_images import batches, corruptions, mislabelled, split
-from tamis.pipelines.lazy_neuron_latency import Latency, measured
+from tamis.pipelines.lazy_neuron_latency import KEPT, Latency, measured, ways
 from tamis.pipelines.lazy_neuron_meter import Fires, calibration_error, fires, initial_drift, random_drift
 from tamis.pipelines.lazy_neuron_models import Block, Decoder, Mixer, Patches, Seq2Seq, Size, block_flops, mlp, vit
 from tamis.pipelines.lazy_neuron_speed import compare
@@ -286,8 +286,18 @@ def test_training_counts_before_and_after() -> None:
     assert sum(record["rates"]) == 16 and record["tokens"] == 64
 
 
-def test_latency_here_has_the_same_results_as_dense() -> None:
+def test_latency_times_the_same_network_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Latency(d=16, units=64, layers=2, repeats=2)
+    x = torch.randn(1, settings.d, generator=generator())
+    with torch.no_grad():
+        for layer in range(settings.layers):
+            sparse, dense, own = (ways(settings, 0)[name](x, layer) for name in ("sparse", "torch", "own"))
+            torch.testing.assert_close(own, dense)
+            assert not torch.allclose(sparse, dense)
+        monkeypatch.setattr(lazy_neuron_latency, "KEPT", 1.0)
+        torch.testing.assert_close(ways(settings, 0)["sparse"](x, 1), dense)
+    assert KEPT == 0.0625
     threads = torch.get_num_threads()
-    found = measured(Latency(d=16, units=32, layers=2, repeats=2), 0)
+    found = measured(settings, 0)
     torch.set_num_threads(threads)
     assert set(found) == {"sparse", "torch", "own"} and min(found.values()) > 0

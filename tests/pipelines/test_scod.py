@@ -42,7 +42,7 @@ def reproduce(out: Path, report: runner.Report = lambda done, total, name: None)
 
 def result(run: runner.Reproduction) -> dict[str, object]:
     """But for when and how long."""
-    return {name: value for name, value in run.to_json().items() if name not in ("seconds", "machine")}
+    return {name: value for name, value in run.to_json().items() if name not in ("seconds", "kept", "machine")}
 
 
 def test_every_claim_is_measured(run: runner.Reproduction) -> None:

@@ -76,8 +76,9 @@ def reproduce(
             )
         except (MissingData, ChecksumMismatch, ModuleNotFoundError) as error:
             bar.stop()
-            help_ = isinstance(error, ModuleNotFoundError) or "pip install" in str(error)
-            raise stop(f"{error}" + "; pip install 'tamis[pipelines]' brings what --quick needs" * help_) from None
+            installable = isinstance(error, ModuleNotFoundError) or "pip install" in str(error)
+            how = "; pip install 'tamis[pipelines]' brings what --quick needs" if installable else ""
+            raise stop(f"{error}{how}") from None
         except OSError as error:
             bar.stop()
             raise stop(f"tamis.reproduce: --out: expected a folder that can be written, got {error}") from None

@@ -105,16 +105,17 @@ def measure(settings: Any, results: Results) -> dict[str, Measured]:
         values = differences(*(by_seed(results, part, nonzero()) for part in (first, second)))
         return over_seeds(values, **{part: mean(part, nonzero()) for part in (first, second)})
 
-    def of_images(kind: str, probe: str) -> Measured:
-        counted = {name: by_seed(results, images(kind, name), ratio(probe)) for name in settings.images.sets}
+    def of_images(kind: str) -> Measured:
+        counted = {name: by_seed(results, images(kind, name), ratio()) for name in settings.images.sets}
         found = _worst(counted, largest=True)
         dead: dict[str, Any] = {
             f"percent dead, {name}": mean(images(kind, name), plainly("dead")) for name in settings.images.sets
         }
         more = settings.images.beside if kind == "mlp" else ()
-        others = {name: mean(images(kind, name), ratio(probe)) for name in more}
+        others = {name: mean(images(kind, name), ratio()) for name in more}
+        seen = {f"{name}, training inputs": mean(images(kind, name), ratio("train")) for name in counted}
         return Measured(
-            found.value, found.interval, found.seeds, found.n, found.values, {**found.beside, **dead, **others}
+            found.value, found.interval, found.seeds, found.n, found.values, {**found.beside, **seen, **dead, **others}
         )
 
     def of_random(kind: str) -> Measured:
@@ -145,6 +146,8 @@ def measure(settings: Any, results: Results) -> dict[str, Measured]:
                 f"{beside_noise:.0%} noise, {name}": spread(gains(name, first, beside_noise))
                 for name in settings.topk.sets
             }
+        if noise in settings.topk.transformer_noises:
+            beside["vision Transformer"] = spread(gains("vit", first, noise))
         beside["dense, where counted"] = number(mean(topk(worst, noise), with_k("dense", value)))
         return Measured(found.value, found.interval, found.seeds, found.n, found.values, {**found.beside, **beside})
 
@@ -163,9 +166,9 @@ def measure(settings: Any, results: Results) -> dict[str, Measured]:
         "lazy-language": over_seeds(
             [max(pair) for pair in zip(*two, strict=True)], **{SEQ2SEQ: spread(two[0]), TEXT_CLASSES: spread(two[1])}
         ),
-        "lazy-vision-transformer": of_images("vit", "held"),
-        "lazy-mixer": of_images("mixer", "held"),
-        "lazy-two-layer-mlp": of_images("mlp", "train"),
+        "lazy-vision-transformer": of_images("vit"),
+        "lazy-mixer": of_images("mixer"),
+        "lazy-two-layer-mlp": of_images("mlp"),
         "lazy-train-equals-eval": _train_equals_eval(results, base),
         "lazy-all-depths": _all_depths(results, deep),
         "lazy-not-dead": seeds(base, plainly("dead"), tokens=f"{min(by_seed(results, base, plainly('tokens'))):.0f}"),
@@ -265,8 +268,8 @@ def _layers_table(results: Results) -> str:
         )
     head = ("run", "% nonzero, start", "end", "by layer", "% dead", "% firing for more than half")
     return (
-        "Hidden values that are not 0, in percent; two-layer runs on training inputs, others on held-out data:\n\n"
-        + table(head, rows)
+        "Hidden values that are not 0, in percent, on held-out data; with random labels or inputs, on what was "
+        "trained on:\n\n" + table(head, rows)
     )
 
 
@@ -348,7 +351,7 @@ def _speed_table(settings: Any, results: Results) -> str:
                 [
                     trained,
                     k if k == "dense" else f"top-{k} ({int(k) / own.d_ff:.1%})",
-                    number(fmean(row["nonzero"])),
+                    number(fmean(row["nonzero"].values())),
                     f"{flops['mlp'] / 1e6:.2f}" if flops else "",
                     f"{sum(flops.values()) / 1e6:.2f}" if flops else "",
                     f"{1 / median(row['seconds']):.0f}",

@@ -142,9 +142,8 @@ def classifier(kind: str, name: str, labels: str, images: Images, seed: int) -> 
         if shallow
         else (images.steps, images.learning_rate, images.batch)
     )
-    record = fitted(
-        model, batches(data.scaled(data.x), y, size, batched), data, images, steps, rate, trained_first=shallow
-    )
+    draw, unseen = batches(data.scaled(data.x), y, size, batched), labels == TRUE
+    record = fitted(model, draw, data, images, steps, rate, trained_first=not unseen)
     with torch.no_grad():
         logits = model(data.scaled(data.x[: images.counted]))
         record["train_loss"] = F.cross_entropy(logits, y[: images.counted]).item()

@@ -36,34 +36,42 @@ def latency(settings: Latency, seed: int) -> Record:
     return found
 
 
-def measured(settings: Latency, seed: int) -> Record:
-    """Here, with one thread."""
-    torch.set_num_threads(1)
+Way = Callable[[Tensor, int], Tensor]
+
+
+def ways(settings: Latency, seed: int) -> dict[str, Way]:
+    """By name, one MLP of a token's row and a layer's number: the same weights everywhere."""
     torch.manual_seed(seed)
     d, units = settings.d, settings.units
     k = round(KEPT * units)
     layers = [(torch.randn(units, d) / d**0.5, torch.randn(d, units) / units**0.5) for _ in range(settings.layers)]
     by_neuron = [down.mT.contiguous() for _, down in layers]
-    x = torch.randn(1, d)
     project = torch.ops.tamis._project
 
-    def sparse(layer: int) -> Tensor:
+    def sparse(x: Tensor, layer: int) -> Tensor:
         return topk_mlp(x, layers[layer][0], None, by_neuron[layer], None, k)
 
-    def by_torch(layer: int) -> Tensor:
+    def by_torch(x: Tensor, layer: int) -> Tensor:
         return functional.linear(functional.relu(functional.linear(x, layers[layer][0])), layers[layer][1])
 
-    def own(layer: int) -> Tensor:
+    def own(x: Tensor, layer: int) -> Tensor:
         out: Tensor = project(functional.relu(project(x, layers[layer][0], None)), layers[layer][1], None)
         return out
 
-    ways: dict[str, Callable[[int], Tensor]] = {"sparse": sparse, "torch": by_torch, "own": own}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    return {"sparse": sparse, "torch": by_torch, "own": own}
+
+
+def measured(settings: Latency, seed: int) -> Record:
+    """Here, with one thread."""
+    torch.set_num_threads(1)
+    timed = ways(settings, seed)
+    x = torch.randn(1, settings.d)
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
     for repeat in range(-3, settings.repeats):
-        for name, way in ways.items():
+        for name, way in timed.items():
             begun = time.perf_counter()
             for layer in range(settings.layers):
-                way(layer)
+                way(x, layer)
             if repeat >= 0:
                 seconds[name].append((time.perf_counter() - begun) / settings.layers)
     return {name: median(values) for name, values in seconds.items()}

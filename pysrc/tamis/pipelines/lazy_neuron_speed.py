@@ -4,6 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def compare(
         repeats: timed runs of each, in turn, after one that is not timed.
     Returns:
         dict: by "dense" and str(k): `seconds` a token of each repeat, `nonzero`, percent of the hidden values that are
-        not 0 in `run`, by MLP, and what `score` says.
+        not 0 in `run`, by the MLP's name, and what `score` says.
     Raises:
         ValueError: a model without MLPs that sparsify knows; what it has is listed.
     """
@@ -81,7 +82,7 @@ def compare(
                 _make(model, k)
                 name = DENSE if k is None else str(k)
                 if repeat < 0:
-                    nonzero = [each.nonzero for each in fires(model, run).values()]
+                    nonzero = {mlp: each.nonzero for mlp, each in fires(model, run).items()}
                     rows[name] = {"seconds": [], "nonzero": nonzero} | dict(score())
                     continue
                 run()  # the caches are the last one's
@@ -157,7 +158,7 @@ def speed(settings: Speed, seed: int) -> Record:
     record["narrow"] = compare(narrow, (k,), _decodes(narrow, held, settings.tokens), repeats=settings.repeats)
     middle = (settings.tokens + 1) / 2  # the mean context of a decoded token
     for name, row in record["decode"]["trained dense"].items():
-        share = sum(row["nonzero"]) / len(row["nonzero"]) / 100
+        share = fmean(row["nonzero"].values()) / 100
         record["flops"][name] = _flops(size, middle, 1.0 if name == DENSE else share)
     return record
 

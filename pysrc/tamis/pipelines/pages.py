@@ -85,7 +85,8 @@ def _page(run: Reproduction, plots: dict[str, Path]) -> str:
         *(f"![{plot}]({file.name})\n" for plot, file in plots.items()),
         "What each quantity is stands in the JSON file beside this page, with its value for each seed.\n",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['isa']}; torch {machine['torch']}, "
-        f"tamis {machine['tamis']} ({machine['commit']}), {machine['date']}; {result['seconds']:.0f} s.",
+        f"tamis {machine['tamis']} ({machine['commit']}), {machine['date']}; {result['seconds']:.0f} s"
+        + (f", {run.kept} parts from an earlier run." if run.kept else "."),
     ]
     return "\n".join(lines) + "\n"
 

@@ -81,13 +81,14 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What a run gave; measured by claim id."""
+    """What a run gave; measured by claim id. `seconds` went by since `kept` parts were there already."""
 
     pipeline: Pipeline
     settings: Any
     mode: str
     seeds: tuple[int, ...]
     seconds: float
+    kept: int
     results: Results
     measured: Mapping[str, Measured]
 
@@ -106,6 +107,7 @@ class Reproduction:
             "settings": asdict(self.settings),
             "seeds": list(self.seeds),
             "seconds": round(self.seconds, 1),
+            "kept": self.kept,
             "machine": header(),
         }
 
@@ -172,7 +174,9 @@ def reproduce(
     wanted = {claim.id for claim in claims(pipeline.name)}
     if measured.keys() != wanted:
         raise AssertionError(f"{pipeline.name}: claims not measured or not known: {measured.keys() ^ wanted}")
-    return Reproduction(pipeline, settings, mode, tuple(seeds), time.monotonic() - begun, ordered, measured)
+    return Reproduction(
+        pipeline, settings, mode, tuple(seeds), time.monotonic() - begun, len(jobs) - len(left), ordered, measured
+    )
 
 
 def _file(folder: Path, name: str, seed: int) -> Path:
