@@ -6,9 +6,10 @@ import threading
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from tamis import _native
-from tamis.ann import Index, Tuning
+from tamis.ann import Index, Tuning, store
 
 N, D = 2000, 22
 
@@ -83,6 +84,33 @@ def test_changed_buffers_are_seen(index):
     assert torch.equal(mine.search(Q[0]).indices, want)
     mine.to(torch.float32)
     assert torch.equal(mine.search(Q[0]).indices, want)
+
+
+def test_a_state_dict_is_the_whole_index(index):
+    metric = "l2" if index.metric == "l2" else "ip"
+    other = Index.build(3 * normal(9, N, D), metric=metric, spec=index.spec, ids=torch.arange(N))
+    for name in ("codes", "block", "start"):  # lists of the same sizes in memory
+        setattr(other, name, torch.zeros_like(getattr(index, name)))
+    other.tuning = Tuning(1, 1)
+    held = safetensors.torch.save(index.state_dict())
+    other.load_state_dict(safetensors.torch.load(held))
+    assert (other.metric, other.spec, other.tuning, len(other)) == (index.metric, index.spec, index.tuning, N)
+    for queries in (Q, Q[0]):
+        assert all(map(torch.equal, other.search(queries), index.search(queries)))
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (torch.zeros(3, dtype=torch.uint8), "_extra_state: expected an index's, got tensor"),
+        ({"version": 2}, "_extra_state: expected an index's, got {'version': 2}"),
+        (store.pack({"version": 2}), "_extra_state: expected an index's"),
+        (store.pack({"version": 99}), "_extra_state: expected layout 2 or before, got 99: a newer tamis wrote it"),
+    ],
+)
+def test_a_state_of_something_else_is_refused(index, state, message):
+    with pytest.raises(ValueError, match=message):
+        copy.deepcopy(index).load_state_dict(index.state_dict() | {"_extra_state": state})
 
 
 def test_state_leaves_the_address_behind(index):

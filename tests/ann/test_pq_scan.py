@@ -1,9 +1,15 @@
 """pq_scan, pack_codes and pq_lut against plain torch and float64."""
 
+import re
+from pathlib import Path
+
 import hypothesis.strategies as st
 import pytest
+import tamis
 import torch
+from disassembly import disassembly
 from hypothesis import given
+from tamis import _native
 from tamis.ann import pack_codes, pq_lut, pq_scan, reference
 
 BITS = {4: (2, 4, 6, 50), 6: (4, 8, 32)}
@@ -156,3 +162,19 @@ def test_sums_of_many_parts_are_exact(isa, parts):
 def test_more_parts_need_signed_bytes():
     with pytest.raises(ValueError, match="lookup: expected s8 above 4096 parts"):
         pq_scan(torch.zeros(1, 4098, 16), pack_codes(torch.zeros(5, 4098, dtype=torch.uint8), 4), 5, 1, lookup="u16")
+
+
+@pytest.mark.parametrize(
+    ("isa", "coder", "wanted", "times"),
+    [("v4x", "Six", "vpermb", 4), ("v4x", "Four", "vpshufb", 2), ("v3", "Four", "vpshufb", 2)],
+)
+def test_codes_are_looked_up_by_one_instruction(isa, coder, wanted, times):
+    """Also where the machine that runs the tests has no such instruction."""
+    if isa not in _native.isa_report()["compiled"]:
+        pytest.skip(f"{isa} was not compiled")
+    functions = disassembly(Path(tamis.__file__).parent / "_ops.so")
+    for lookup in (0, 1):
+        for queries in (1, 2, 3, 4):
+            name = rf"tamis::{isa}::scan<tamis::{isa}::{coder}, \(tamis::Lookup\){lookup}, {queries}>"
+            (code,) = (code for function, code in functions.items() if re.search(name, function))
+            assert len(re.findall(rf"\b{wanted}\b", code)) == times * queries

@@ -182,10 +182,8 @@ def build(
     packed[: how.leaves, :d] = ((lists / scale).round() + 128).to(torch.uint8)
     tables = codebooks.new_zeros(parts, codebooks.shape[2], codebooks.shape[1])
     tables[filled] = codebooks.transpose(1, 2)
-    made = {
-        "d": d,
+    buffers = {
         "centroids": packed.view(-1, 16, packed.shape[1] // 4, 4).transpose(1, 2).reshape(-1, packed.shape[1] // 4, 64),
-        "centroid_scale": scale,
         "order_bias": weight * squares,
         "score_bias": -squares / 2 if l2 else torch.zeros_like(squares),
         "start": start,
@@ -194,7 +192,6 @@ def build(
         "constants": constants,
         "codes": pack_codes(slots, how.bits),
         "bytes": bytes_,
-        "byte_scale": byte_scale,
         "half_norms": half_norms,
         "exact": exact,
         "rows": rows,
@@ -207,4 +204,7 @@ def build(
         rerank=150,
         lookup="u16" if l2 and parts > 64 else "s8",
     )
-    return {"parts": made, "metric": metric, "spec": str(how), "tuning": tuning}
+    return {
+        "buffers": buffers, "d": d, "metric": metric, "spec": str(how), "tuning": tuning,
+        "centroid_scale": scale, "byte_scale": byte_scale,
+    }  # fmt: skip

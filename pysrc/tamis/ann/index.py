@@ -37,12 +37,15 @@ class Index(nn.Module):
     ids: Tensor | None
     center: Tensor | None
 
-    def __init__(self, parts: dict[str, Any], *, metric: str, spec: str, tuning: Tuning) -> None:
+    def __init__(
+        self, buffers: dict[str, Tensor | None], *, d: int, metric: str, spec: str, tuning: Tuning,
+        centroid_scale: float, byte_scale: float,
+    ) -> None:  # fmt: skip
         super().__init__()
         for name in BUFFERS:
-            self.register_buffer(name, parts[name])
-        self.d, self.metric, self.spec, self.tuning = int(parts["d"]), metric, spec, tuning
-        self.centroid_scale, self.byte_scale = float(parts["centroid_scale"]), float(parts["byte_scale"])
+            self.register_buffer(name, buffers[name])
+        self.d, self.metric, self.spec, self.tuning = d, metric, spec, tuning
+        self.centroid_scale, self.byte_scale = centroid_scale, byte_scale
         self._opened: tuple[int, tuple[Tensor | None, ...]] | None = None
 
     @classmethod
@@ -150,6 +153,13 @@ class Index(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._opened = None
         super()._load_from_state_dict(*args, **kwargs)
+
+    def get_extra_state(self) -> Tensor:
+        return store.pack(store.describe(self))
+
+    def set_extra_state(self, state: object) -> None:
+        for name, value in store.unpack(state).items():
+            setattr(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in BUFFERS:

@@ -34,14 +34,43 @@ def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
     return sums.hexdigest()
 
 
-def save(index: "Index", path: str | os.PathLike[str]) -> None:
-    """All or nothing: a file that was there stays until the new one is whole."""
-    tensors = {name: t.detach().cpu().contiguous() for name, t in index.named_buffers() if t is not None}
-    about = {
+def describe(index: "Index") -> dict[str, Any]:
+    """What an index is beside its buffers."""
+    return {
         "version": VERSION, "d": index.d, "metric": index.metric, "spec": index.spec,
         "tuning": {"leaves": index.tuning.leaves, "rerank": index.tuning.rerank, "lookup": index.tuning.lookup},
         "centroid_scale": index.centroid_scale, "byte_scale": index.byte_scale,
     }  # fmt: skip
+
+
+def described(about: dict[str, Any]) -> dict[str, Any]:
+    """The attributes, by name."""
+    own = {name: about[name] for name in ("d", "metric", "spec", "centroid_scale", "byte_scale")}
+    return own | {"tuning": Tuning(**about["tuning"])}
+
+
+def pack(about: dict[str, Any]) -> Tensor:
+    """Bytes: what any format of state dicts can hold."""
+    return torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+
+
+def unpack(state: Any) -> dict[str, Any]:
+    """Raises ValueError where pack did not make it, or a newer tamis did."""
+    fn, name = "Index.load_state_dict", "_extra_state"
+    try:
+        about = json.loads(state.numpy(force=True).tobytes())
+        version = int(about["version"])
+        if version <= VERSION:
+            return described(about)
+    except (AttributeError, ValueError, KeyError, TypeError):
+        fail(fn, name, "an index's", repr(state))
+    fail(fn, name, f"layout {VERSION} or before", f"{version}: a newer tamis wrote it")
+
+
+def save(index: "Index", path: str | os.PathLike[str]) -> None:
+    """All or nothing: a file that was there stays until the new one is whole."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in index.named_buffers() if t is not None}
+    about = describe(index)
     about["checksum"] = _digest(tensors, about)
     place = Path(path).resolve()
     if place.exists() and not place.is_file():
@@ -80,6 +109,4 @@ def load(path: str | os.PathLike[str], names: tuple[str, ...], mmap: bool) -> di
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         if _digest(tensors, about) != checksum:
             fail(fn, "path", "the bytes that were saved", f"{place}, whose checksum differs")
-    parts: dict[str, Any] = {name: tensors.get(name) for name in names}
-    parts |= {name: about[name] for name in ("d", "centroid_scale", "byte_scale")}
-    return {"parts": parts, "metric": about["metric"], "spec": about["spec"], "tuning": Tuning(**about["tuning"])}
+    return {"buffers": {name: tensors.get(name) for name in names}, **described(about)}
