@@ -98,19 +98,6 @@ py::dict isa_report() {
   return report;
 }
 
-py::dict cache_sizes() {
-  py::dict sizes;
-#if defined(__linux__) && defined(_SC_LEVEL1_DCACHE_SIZE)
-  const std::pair<const char*, long> all[] = {{"L1d", sysconf(_SC_LEVEL1_DCACHE_SIZE)},
-                                              {"L2", sysconf(_SC_LEVEL2_CACHE_SIZE)},
-                                              {"L3", sysconf(_SC_LEVEL3_CACHE_SIZE)}};
-  for (const auto& [name, bytes] : all) sizes[name] = bytes > 0 ? bytes : 0;  // 0: unknown, as on much of arm64
-#else
-  for (const char* name : {"L1d", "L2", "L3"}) sizes[name] = 0;
-#endif
-  return sizes;
-}
-
 struct Buffer {  // aligned, in huge pages where the system gives them, and touched
   explicit Buffer(int64_t bytes) {
     constexpr int64_t kHuge = 2 << 20;
@@ -260,7 +247,6 @@ PYBIND11_MODULE(_native, m) {
         py::arg("rerank"), py::arg("u16"),
         "One query of what the op _ivf_open gave, by its address; None where it is not float32, contiguous, finite and "
         "of [d] or [1, d].");
-  m.def("cache_sizes", &tamis::cache_sizes, "Bytes of L1d, L2 and L3; 0 where unknown.");
   m.def(
       "probe", &tamis::probe, py::arg("kind"), py::arg("isa") = "", py::arg("seconds") = 0.1,
       py::arg("bytes") = int64_t(256) << 20, py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>(),

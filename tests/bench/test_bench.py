@@ -393,3 +393,16 @@ def test_a_worker_on_a_device(monkeypatch):
         assert row["median_s"] == pytest.approx(2e-3)
         assert row["stream_percent"] == pytest.approx(100, rel=1e-3)
         assert row["peak_bytes"] == 7
+
+
+def test_cache_sizes(tmp_path):
+    """As Linux tells them: a core's first level is two caches; a virtual machine may leave files out."""
+    told = [("1", "Data", "32K"), ("1", "Instruction", "64K"), ("2", "Unified", "512K"), ("3", "Unified", "")]
+    for i, (level, kind, size) in enumerate(told):
+        (tmp_path / f"index{i}").mkdir()
+        for name, text in (("level", level), ("type", kind), ("size", size)):
+            (tmp_path / f"index{i}" / name).write_text(text + "\n")
+    (tmp_path / "index4").mkdir()
+    assert machine.cache_sizes(str(tmp_path)) == {"L1d": 32 << 10, "L2": 512 << 10, "L3": 0}
+    assert machine.cache_sizes(str(tmp_path / "none")) == {"L1d": 0, "L2": 0, "L3": 0}
+    assert list(machine.cache_sizes()) == ["L1d", "L2", "L3"]

@@ -28,12 +28,6 @@ def test_levels_follow_features():
     assert ("v4x" in report["runs"]) <= (has["avx512vbmi"] and has["avx512vnni"] and has["avx512bf16"])
 
 
-def test_cache_sizes():
-    sizes = _native.cache_sizes()
-    assert list(sizes) == ["L1d", "L2", "L3"]
-    assert all(size >= 0 for size in sizes.values())
-
-
 @pytest.mark.parametrize("isa", ["", *_native.isa_report()["runs"]])
 @pytest.mark.parametrize("kind", KINDS)
 def test_probe_is_a_rate(kind, isa):

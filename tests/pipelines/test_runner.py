@@ -15,7 +15,7 @@ from tamis.cli.data import data as data_command
 from tamis.pipelines import data, pages, runner
 from tamis.pipelines.claims import Claim, Measured, claims, exact, normal, over_seeds, papers, share, student
 from tamis.pipelines.data import Dataset, MissingData
-from tamis.pipelines.runner import Part, Pipeline
+from tamis.pipelines.runner import Part, PartFailed, Pipeline
 from typer.testing import CliRunner
 
 NAN, INF = float("nan"), float("inf")
@@ -147,8 +147,9 @@ def test_parts_are_kept_and_an_interrupted_run_goes_on(tiny, tmp_path):
     straight = reproduce(pipeline, tmp_path / "straight")
     computed.clear()
     stop.append(("seeded", 1))
-    with pytest.raises(Stop):
+    with pytest.raises(PartFailed, match="tamis.reproduce: part seeded, seed 1: Stop") as failed:
         reproduce(pipeline, tmp_path / "cut")
+    assert isinstance(failed.value.__cause__, Stop)
     stop.clear()
     seen = []
     run = reproduce(pipeline, tmp_path / "cut", report=lambda *words: seen.append(words))
@@ -171,6 +172,30 @@ def test_a_broken_part_is_computed_anew(tiny, tmp_path):
         file.write_text(broken)
         assert reproduce(pipeline, tmp_path).results["seeded"][0] == {"value": 2}
         assert computed["seeded", 0] == times
+
+
+def test_what_measures_time_runs_last_and_one_by_one(tiny, tmp_path, monkeypatch):
+    pipeline, _, _ = tiny
+    parts = [Part("timed", lambda settings, seed: {"value": 1}, alone=True), *pipeline.parts(pipeline.quick)]
+    real, calls = runner._computed, []
+
+    def computed(pipeline, settings, jobs, workers):
+        calls.append((list(jobs), workers))
+        return real(pipeline, settings, jobs, 0)
+
+    monkeypatch.setattr(runner, "_computed", computed)
+    own = replace(pipeline, parts=lambda settings: parts)
+    run = runner.reproduce(own, own.quick, "quick", (0, 1), tmp_path, workers=4)
+    assert calls == [([("seeded", 0), ("seeded", 1), ("once", 0)], 4), ([("timed", 0), ("timed", 1)], 1)]
+    assert list(run.results) == ["timed", "seeded", "once"]
+
+
+def test_a_part_that_diverged_is_named_and_not_kept(tiny, tmp_path):
+    pipeline, _, _ = tiny
+    own = replace(pipeline, parts=lambda settings: [Part("once", lambda settings, seed: {"value": NAN})])
+    with pytest.raises(PartFailed, match="part once, seed 0: ValueError: Out of range float values"):
+        reproduce(own, tmp_path)
+    assert not [*tmp_path.rglob("*.json")]
 
 
 def test_what_only_reads_records_decides_no_part(monkeypatch):

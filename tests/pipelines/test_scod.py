@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -43,6 +47,50 @@ def reproduce(out: Path, report: runner.Report = lambda done, total, name: None)
 def result(run: runner.Reproduction) -> dict[str, object]:
     """But for when and how long."""
     return {name: value for name, value in run.to_json().items() if name not in ("seconds", "kept", "machine")}
+
+
+def test_workers_give_the_same_and_end_with_a_run_that_is_killed(run: runner.Reproduction, tmp_path: Path) -> None:
+    """On Linux; elsewhere nobody tells who a process's children are."""
+    program = """
+import sys
+from pathlib import Path
+from tamis.pipelines import runner
+from pipelines.test_scod import PIPELINE, TINY
+if __name__ == "__main__":
+    runner.reproduce(PIPELINE, TINY, "quick", (0, 1), Path(sys.argv[1]), workers=2, report=lambda *words: print(*words))
+"""
+    (tmp_path / "program.py").write_text(program)
+    tests = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    child = subprocess.Popen(
+        [sys.executable, tmp_path / "program.py", tmp_path / "out"],
+        env=os.environ | tests,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout
+    with child.stdout as lines:
+        for line in lines:
+            if int(line.split()[0]) > 0:
+                break
+        workers = Path(f"/proc/{child.pid}/task/{child.pid}/children")
+        pids = workers.read_text().split() if workers.exists() else []
+        child.kill()
+        child.wait()
+    assert len(pids) != 1
+    give_up = time.monotonic() + 60
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    kept = [*(tmp_path / "out").rglob("*.json")]
+    assert kept
+    assert result(reproduce(tmp_path / "out")) == result(run)
+
+
+def _runs(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_every_claim_is_measured(run: runner.Reproduction) -> None:

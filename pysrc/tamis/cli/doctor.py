@@ -98,8 +98,9 @@ def _driver() -> str | None:
 def _native() -> dict[str, Any]:
     try:
         from .. import _native
+        from ..bench.machine import cache_sizes
 
-        return {**_native.isa_report(), "caches": _native.cache_sizes()}
+        return {**_native.isa_report(), "caches": cache_sizes()}
     except ImportError as error:
         return {"missing": str(error)}
 

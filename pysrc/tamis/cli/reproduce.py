@@ -1,7 +1,6 @@
 """`tamis reproduce`: a paper's claims, measured."""
 
 import importlib
-import os
 import signal
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..bench.machine import cores
 from .paths import makeable, stop, writable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def reproduce(
         typer.Option(callback=lambda path: path and makeable(path), help="Folder; by default reproduce/NAME-MODE."),
     ] = None,
     json: Annotated[Path | None, typer.Option("--json", callback=writable, help="Write the result here too.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = os.cpu_count() or 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = cores(),
 ) -> None:
     """Reproduce a paper at small scale: every claim with its measured value, interval and verdict.
 

@@ -81,9 +81,9 @@ def spread(values: Iterable[float]) -> str:
 
 
 def _worst(by_set: dict[str, list[float]], largest: bool) -> Measured:
-    """The set that speaks most against the claim, by its mean; the others beside."""
+    """The set that speaks most against the claim, by the end of its interval; the others beside."""
     pick = max if largest else min
-    worst = pick(by_set, key=lambda name: fmean(by_set[name]))
+    worst = pick(by_set, key=lambda name: student(by_set[name])[1 if largest else 0])
     return over_seeds(by_set[worst], **{"counted": worst}, **{name: spread(values) for name, values in by_set.items()})
 
 
@@ -151,7 +151,6 @@ def measure(settings: Any, results: Results) -> dict[str, Measured]:
         beside["dense, where counted"] = number(mean(topk(worst, noise), with_k("dense", value)))
         return Measured(found.value, found.interval, found.seeds, found.n, found.values, {**found.beside, **beside})
 
-    two = [by_seed(results, part, ratio()) for part in (SEQ2SEQ, TEXT_CLASSES)]
     clean, noisy = settings.topk.noises[:2]
     last = settings.topk.noises[-1]
     (drift,) = results["drift"].values()
@@ -163,9 +162,7 @@ def measure(settings: Any, results: Results) -> dict[str, Measured]:
         ),
         "lazy-wider-sparser": fewer(wide, narrow),
         "lazy-deeper-sparser": fewer(deep, base),
-        "lazy-language": over_seeds(
-            [max(pair) for pair in zip(*two, strict=True)], **{SEQ2SEQ: spread(two[0]), TEXT_CLASSES: spread(two[1])}
-        ),
+        "lazy-language": _worst({part: by_seed(results, part, ratio()) for part in (SEQ2SEQ, TEXT_CLASSES)}, True),
         "lazy-vision-transformer": of_images("vit"),
         "lazy-mixer": of_images("mixer"),
         "lazy-two-layer-mlp": of_images("mlp"),
@@ -179,6 +176,10 @@ def measure(settings: Any, results: Results) -> dict[str, Measured]:
         "lazy-flop-reduction": seeds(base, lambda record: (1 + nonzero()(record) / 100) / 2),
         "lazy-faster-inference": over_seeds(
             faster,
+            **{
+                "MB of dense weights, in turn": settings.latency.megabytes,
+                "MB of the last cache": max(by_seed(results, "latency", plainly("last_cache"))) / 1e6 or "unknown",
+            },
             **{
                 f"microseconds, {name}": 1e6 * mean("latency", plainly(key))
                 for key, name in (
@@ -264,9 +265,22 @@ def _layers_table(results: Results) -> str:
                 *(spread(by_seed(results, part, nonzero(when, probe))) for when in ("start", "end")),
                 ", ".join(layers),
                 *(number(fmean(by_seed(results, part, plainly(name)))) for name in ("dead", "often")),
+                *(
+                    number(fmean(by_seed(results, part, plainly(name)))) if name in first else ""
+                    for name in ("train_loss", "accuracy")
+                ),
             ]
         )
-    head = ("run", "% nonzero, start", "end", "by layer", "% dead", "% firing for more than half")
+    head = (
+        "run",
+        "% nonzero, start",
+        "end",
+        "by layer",
+        "% dead",
+        "% firing for more than half",
+        "training loss",
+        "held out, % right",
+    )
     return (
         "Hidden values that are not 0, in percent, on held-out data; with random labels or inputs, on what was "
         "trained on:\n\n" + table(head, rows)
@@ -351,7 +365,7 @@ def _speed_table(settings: Any, results: Results) -> str:
                 [
                     trained,
                     k if k == "dense" else f"top-{k} ({int(k) / own.d_ff:.1%})",
-                    number(fmean(row["nonzero"].values())),
+                    number(row["fires"]),
                     f"{flops['mlp'] / 1e6:.2f}" if flops else "",
                     f"{sum(flops.values()) / 1e6:.2f}" if flops else "",
                     f"{1 / median(row['seconds']):.0f}",

@@ -142,11 +142,9 @@ def classifier(kind: str, name: str, labels: str, images: Images, seed: int) -> 
         if shallow
         else (images.steps, images.learning_rate, images.batch)
     )
-    draw, unseen = batches(data.scaled(data.x), y, size, batched), labels == TRUE
-    record = fitted(model, draw, data, images, steps, rate, trained_first=not unseen)
+    draw = batches(data.scaled(data.x), y, size, batched)
+    record = fitted(model, draw, data._replace(y=y), images, steps, rate, trained_first=labels != TRUE)
     with torch.no_grad():
-        logits = model(data.scaled(data.x[: images.counted]))
-        record["train_loss"] = F.cross_entropy(logits, y[: images.counted]).item()
         right = model(data.scaled(data.test_x)).argmax(-1) == data.test_y
         record["accuracy"] = 100 * float(right.float().mean())
     return record
@@ -171,7 +169,10 @@ def fitted(
 
     probes = {"train": lambda: model(seen), "held": lambda: model(held)}
     probes = dict(sorted(probes.items(), key=lambda item: item[0] != ("train" if trained_first else "held")))
-    return trained(model, loss, probes, lambda: model(first[: images.glance]), steps, rate)
+    record = trained(model, loss, probes, lambda: model(first[: images.glance]), steps, rate)
+    with torch.no_grad():
+        record["train_loss"] = F.cross_entropy(model(seen), data.y[: images.counted]).item()
+    return record
 
 
 def random_inputs(fresh: bool, width: int, images: Images, seed: int, side: int = 8) -> Record:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..bench.machine import cache_sizes
 from ..sparse_mlp import topk_mlp
 from .runner import Record
 
@@ -20,17 +21,22 @@ KEPT = 0.0625
 
 @dataclass(frozen=True)
 class Latency:
-    """layers: MLPs that are gone through in turn, so that none is in a cache when it is read: 34 MB each by default."""
+    """layers: MLPs that are gone through in turn, 34 MB each by default: of a smaller last cache none is read twice."""
 
     d: int = 1024
     units: int = 4096
     layers: int = 4
     repeats: int = 60
 
+    @property
+    def megabytes(self) -> float:
+        """Of all dense weights."""
+        return 8e-6 * self.layers * self.d * self.units
+
 
 def latency(settings: Latency, seed: int) -> Record:
     """Seconds of one MLP: `sparse`, and dense by torch (`torch`) and by this library's own product of a vector and a
-    matrix (`own`); medians over the repeats."""
+    matrix (`own`); medians over the repeats. `last_cache`, its bytes, where known."""
     words = [sys.executable, "-m", __name__, json.dumps([asdict(settings), seed])]
     found: Record = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return found
@@ -74,7 +80,7 @@ def measured(settings: Latency, seed: int) -> Record:
                 way(x, layer)
             if repeat >= 0:
                 seconds[name].append((time.perf_counter() - begun) / settings.layers)
-    return {name: median(values) for name, values in seconds.items()}
+    return {name: median(values) for name, values in seconds.items()} | {"last_cache": cache_sizes()["L3"]}
 
 
 if __name__ == "__main__":

@@ -114,12 +114,11 @@ class Decoder(nn.Module):
         d, heads = self.size.d, self.size.heads
         return [Cache(batch, heads, self.room, d // heads) for _ in self.blocks]
 
-    def generate(self, first: Tensor, length: int) -> Iterator[Tensor]:
-        """Greedily, one token [batch, 1] at a time after `first` [batch, 1]."""
-        caches, token = self.caches(first.shape[0]), first
-        for _ in range(length):
-            token = self(token, caches)[:, -1:].argmax(-1)
-            yield token
+    def decode(self, tokens: Tensor) -> Iterator[Tensor]:
+        """Of [batch, length], one token at a time: the logits [batch, 1, symbols] after it."""
+        caches = self.caches(tokens.shape[0])
+        for token in tokens.split(1, 1):
+            yield self(token, caches)
 
 
 class Seq2Seq(nn.Module):

@@ -1,6 +1,7 @@
 """What sparsity saves, end to end: a trained model dense and sparsified, operations counted, time measured."""
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..common.checks import fail
+from ..common.checks import check_integer, fail
 from ..sparse_mlp import restore, sparsify
 from .lazy_neuron_meter import fires
 from .lazy_neuron_models import Decoder, Size, block_flops
 from .lazy_neuron_text import SYMBOLS, next_symbol_loss, scores, source_corpus, windows
-from .lazy_neuron_train import generators, seeded, trained
+from .lazy_neuron_train import generators, seeded, steps
 from .runner import Record
 
 DENSE = "dense"
@@ -27,8 +28,8 @@ class Speed:
 
     Args:
         ks: of the d_ff units; trained_k: the one that a second model is trained with from the start.
-        narrow: units of a third model, which is not trained and decodes only: its weights stay in the caches.
-        tokens: that are decoded one by one, in one run.
+        narrow: units of a third model, which is not trained and decodes only.
+        tokens: held-out characters that are decoded one by one, in one run.
         repeats, train_repeats: of every timing of decoding, of a training step.
     """
 
@@ -62,28 +63,39 @@ def compare(
         model: with MLPs that sparsify knows; ReLU ones gain without harm where few of their values are not 0.
         ks: neurons a token.
         run: what is timed; calls the model and returns how many tokens that were.
-        score: what it is worth, by name.
+        score: what it is worth, by name; not `seconds` or `nonzero`.
         repeats: timed runs of each, in turn, after one that is not timed.
     Returns:
         dict: by "dense" and str(k): `seconds` a token of each repeat, `nonzero`, percent of the hidden values that are
         not 0 in `run`, by the MLP's name, and what `score` says.
     Raises:
-        ValueError: a model without MLPs that sparsify knows; what it has is listed.
+        TypeError, ValueError: an argument, or what `run` and `score` gave; a model without MLPs that sparsify knows, of
+        which what it has is listed.
     """
-    if repeats < 1:
-        fail("compare", "repeats", "1 or more", repeats)
+    fn = "compare"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"tamis.{fn}: model: expected a torch.nn.Module, got {type(model).__name__}")
+    if len(set(ks)) < len(ks):
+        fail(fn, "ks", "none twice", list(ks))
+    if check_integer(fn, "repeats", repeats) < 1:
+        fail(fn, "repeats", "1 or more", repeats)
     fires(model, lambda: None)  # raises before any work
     rows: dict[str, Record] = {}
     try:
-        if ks:  # and where none of its MLPs can be made sparse
-            _make(model, ks[0])
+        for each in ks:  # and where none of its MLPs can be made sparse
+            _make(model, each)
         for repeat in range(-1, repeats):
             for k in (None, *ks):
                 _make(model, k)
                 name = DENSE if k is None else str(k)
                 if repeat < 0:
-                    nonzero = {mlp: each.nonzero for mlp, each in fires(model, run).items()}
-                    rows[name] = {"seconds": [], "nonzero": nonzero} | dict(score())
+                    nonzero = {mlp: each.nonzero for mlp, each in fires(model, lambda: _counted(run())).items()}
+                    if not nonzero:
+                        fail(fn, "run", "a call of the model", "none of its MLPs was called")
+                    said = dict(score())
+                    if taken := said.keys() & {"seconds", "nonzero"}:
+                        fail(fn, "score", "names of its own", sorted(taken))
+                    rows[name] = {"seconds": [], "nonzero": nonzero} | said
                     continue
                 run()  # the caches are the last one's
                 begun = time.perf_counter()
@@ -92,6 +104,11 @@ def compare(
     finally:
         restore(model)
     return rows
+
+
+def _counted(tokens: int) -> None:
+    if check_integer("compare", "run", tokens) < 1:
+        fail("compare", "run", "how many tokens it made, 1 or more", tokens)
 
 
 def _make(model: nn.Module, k: int | None) -> None:
@@ -123,9 +140,10 @@ def step_seconds(
 
 
 def speed(settings: Speed, seed: int) -> Record:
-    """`decode`: compare's rows, with loss and accuracy, of a model that was trained dense and of one that was trained
-    top-k; of the first, by k, `step_seconds` and `flops`, of a decoded token in all blocks: `attention` and `mlp`,
-    where zeros of the sparse ones are skipped. `narrow`: compare's rows of the model that is not trained."""
+    """`decode`: compare's rows, with loss, accuracy and percent of nonzeros (`fires`) on held-out text, of a model that
+    was trained dense and of one that was trained top-k; of the first, by k, `step_seconds` and `flops`, of a decoded
+    token in all blocks: `attention` and `mlp`, where zeros of the sparse ones are skipped. `narrow`: compare's rows of
+    the model that is not trained."""
     data = source_corpus()
     size = Size(settings.d, settings.d_ff, settings.layers)
     _, counted = generators(seed)
@@ -136,7 +154,7 @@ def speed(settings: Speed, seed: int) -> Record:
         model = seeded(lambda: Decoder(SYMBOLS + 1, settings.context + 1, size), seed)
         assert isinstance(model, Decoder)
         _make(model, k)
-        _learn(model, settings, data.train, held, seed)
+        _learn(model, settings, data.train, seed)
         restore(model)
         model.eval()
         run, score = _decodes(model, held, settings.tokens), _scored(model, held)
@@ -158,7 +176,7 @@ def speed(settings: Speed, seed: int) -> Record:
     record["narrow"] = compare(narrow, (k,), _decodes(narrow, held, settings.tokens), repeats=settings.repeats)
     middle = (settings.tokens + 1) / 2  # the mean context of a decoded token
     for name, row in record["decode"]["trained dense"].items():
-        share = fmean(row["nonzero"].values()) / 100
+        share = row["fires"] / 100
         record["flops"][name] = _flops(size, middle, 1.0 if name == DENSE else share)
     return record
 
@@ -167,31 +185,30 @@ def _flops(size: Size, context: float, nonzero: float) -> dict[str, float]:
     return {part: size.layers * flops for part, flops in block_flops(size, context, nonzero).items()}
 
 
-def _learn(model: Decoder, settings: Speed, text: Tensor, held: Sequence[Tensor], seed: int) -> Record:
+def _learn(model: Decoder, settings: Speed, text: Tensor, seed: int) -> None:
     batches, _ = generators(seed)
 
-    def look() -> None:
-        model(held[0][:, :-1])
+    def loss() -> Tensor:
+        return next_symbol_loss(model, windows(text, settings.batch, settings.context + 1, batches))
 
-    return trained(
-        model,
-        lambda: next_symbol_loss(model, windows(text, settings.batch, settings.context + 1, batches)),
-        {"held": look},
-        look,
-        settings.steps,
-        settings.learning_rate,
-    )
+    for _ in steps(model, loss, settings.steps, settings.learning_rate):
+        pass
 
 
 def _decodes(model: Decoder, held: Sequence[Tensor], tokens: int) -> Callable[[], int]:
-    first = held[0][:1, :1]
+    texts = itertools.cycle([window[:1, :tokens] for window in held])
 
     @torch.no_grad()
     def run() -> int:
-        return sum(1 for _ in model.generate(first, tokens))
+        return sum(1 for _ in model.decode(next(texts)))
 
     return run
 
 
 def _scored(model: nn.Module, held: Sequence[Tensor]) -> Callable[[], Mapping[str, float]]:
-    return lambda: scores(model, held)
+    def score() -> Mapping[str, float]:
+        found: dict[str, float] = {}
+        counted = fires(model, lambda: found.update(scores(model, held)))
+        return found | {"fires": fmean(each.nonzero for each in counted.values())}
+
+    return score

@@ -94,10 +94,10 @@ def next_symbol_loss(model: nn.Module, window: Tensor) -> Tensor:
 
 
 def characters(text: Text, width: int, layers: int, seed: int, k: int | None = None, size: int | None = None) -> Record:
-    """A causal Transformer on Python's own source; top-k with `k`, on the first `size` characters with that."""
+    """A causal Transformer on Python's own source; top-k with `k`, on `size` characters in a row with that."""
     data = source_corpus()
-    train = data.train[:size]
     batches, counted = generators(seed)
+    train = data.train if size is None else windows(data.train, 1, size, torch.Generator().manual_seed(seed + 3000))[0]
     model = seeded(lambda: Decoder(SYMBOLS + 1, text.context, Size(text.d, width, layers)), seed)
     if k is not None:
         sparsify(model, k)
@@ -135,11 +135,11 @@ def scores(model: nn.Module, held: Sequence[Tensor]) -> dict[str, float]:
     return {"loss": float(np.mean(losses)), "accuracy": float(100 * np.mean(right))}
 
 
-def initial_drifts(text: Text, starts: int) -> dict[str, list[float]]:
-    """initial_drift of the character model, by MLP, for `starts` initialisations, each with a batch of its own."""
+def initial_drifts(text: Text, starts: range) -> dict[str, list[float]]:
+    """initial_drift of the character model, by MLP, for each of the seeds `starts`: initialisation and batch."""
     train = source_corpus().train
     found: dict[str, list[float]] = {}
-    for seed in range(starts):
+    for seed in starts:
         model = seeded(lambda: Decoder(SYMBOLS + 1, text.context, Size(text.d, text.width, text.layers)), seed)
         window = windows(train, text.batch, text.context + 1, generators(seed)[0])
         drift = initial_drift(model, partial(next_symbol_loss, model, window))

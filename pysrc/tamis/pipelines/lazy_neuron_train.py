@@ -1,6 +1,6 @@
 """One training run, and what is counted along it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,32 @@ LOGGED = tuple(head * 10**power for power in range(5) for head in (1, 2, 5))  # 
 RATES = (0.0, *np.geomspace(1e-3, 1, 25).tolist())  # edges of the histogram of the neurons' firing rates
 
 
+def steps(model: nn.Module, loss: Callable[[], Tensor], count: int, learning_rate: float) -> Iterator[int]:
+    """AdamW without weight decay, the gradient's norm at most 1, a constant rate. Yields 1 to `count`, after each.
+
+    loss: of the next batch.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.0, fused=True)
+    model.train()
+    for step in range(1, count + 1):
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        yield step
+
+
 def trained(
     model: nn.Module,
     loss: Callable[[], Tensor],
     probes: Mapping[str, Callable[[], Any]],
     glance: Callable[[], Any],
-    steps: int,
+    count: int,
     learning_rate: float,
 ) -> Record:
-    """AdamW without weight decay, the gradient's norm at most 1, a constant rate, every step to the end.
+    """All of `steps`, and what fires.
 
     Args:
-        loss: of the next batch.
         probes: each calls the model on what is counted, before the first step and after the last.
         glance: the same on less, along the way.
     Returns:
@@ -36,15 +50,9 @@ def trained(
     start = {name: fires(model, probe) for name, probe in probes.items()}
     first = next(iter(start.values()))
     record: Record = {"layers": list(first), "start": _percents(start)}
-    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.0, fused=True)
     trajectory = [[0, [each.nonzero for each in fires(model, glance).values()]]]
-    model.train()
-    for step in range(1, steps + 1):
-        optimizer.zero_grad(set_to_none=True)
-        loss().backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step in LOGGED or step == steps:
+    for step in steps(model, loss, count, learning_rate):
+        if step in LOGGED or step == count:
             trajectory.append([step, [each.nonzero for each in fires(model, glance).values()]])
     end = {name: fires(model, probe) for name, probe in probes.items()}
     rates = torch.cat([each.rates for each in next(iter(end.values())).values()]).numpy()

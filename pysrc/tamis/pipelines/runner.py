@@ -1,16 +1,20 @@
 """A paper as a command: its parts computed and kept one by one, its claims decided from them.
 
 A part is one experiment with one seed. It is kept as JSON as soon as it is done, so an interrupted run goes on where
-it was, with the same result: a part depends on its settings and its seed alone, whoever computes it and when.
+it was, with the same result: but for the times that it measures, a part depends on its settings and its seed alone,
+whoever computes it and when.
 """
 
 import contextlib
 import hashlib
 import importlib
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
+import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -44,11 +48,13 @@ class Part:
         name: a file name, unique in its pipeline.
         run: (settings, seed) to plain values; nothing else may decide them.
         seeded: False where there is nothing to repeat: it runs once, with the first seed.
+        alone: it measures time: it runs after all others, and nothing of this run beside it.
     """
 
     name: str
     run: Callable[[Any, int], Record]
     seeded: bool = True
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,10 @@ class Reproduction:
         }
 
 
+class PartFailed(RuntimeError):
+    """Says which part, with which seed; its cause says why."""
+
+
 def find(name: str) -> Pipeline:
     """A paper's pipeline.
 
@@ -145,6 +155,7 @@ def reproduce(
 
     Raises:
         MissingData, ChecksumMismatch: before anything is computed.
+        PartFailed: parts that were done before are kept.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         fail(FN, "seeds", "at least one, none twice", list(seeds))
@@ -162,11 +173,14 @@ def reproduce(
             if isinstance(kept, dict) and kept:
                 results[name][seed] = kept
     left = [job for job in jobs if job[1] not in results[job[0]]]
+    alone = {part.name for part in parts if part.alone}
+    left.sort(key=lambda job: job[0] in alone)
+    shared = sum(job[0] not in alone for job in left)
     report(len(jobs) - len(left), len(jobs), "")
-    for done, (name, seed, record) in enumerate(
-        _computed(pipeline, settings, left, workers), len(jobs) - len(left) + 1
-    ):
-        write(json.dumps(record, allow_nan=False) + "\n", _file(folder, name, seed))
+    together = _computed(pipeline, settings, left[:shared], workers)
+    one_by_one = _computed(pipeline, settings, left[shared:], min(workers, 1))
+    for done, (name, seed, record) in enumerate(itertools.chain(together, one_by_one), len(jobs) - len(left) + 1):
+        write(json.dumps(record) + "\n", _file(folder, name, seed))
         results[name][seed] = record
         report(done, len(jobs), f"{name} {seed}")
     ordered = {name: {seed: records[seed] for seed in seeds if seed in records} for name, records in results.items()}
@@ -215,8 +229,7 @@ def _computed(
     pool = ProcessPoolExecutor(
         min(workers, len(jobs)),
         multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
+        initializer=_begin_worker,
     )
     try:
         running: dict[Future[Record], tuple[str, int]] = {
@@ -233,6 +246,18 @@ def _computed(
     pool.shutdown()
 
 
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+
+    def end_with_parent() -> None:  # also one that was killed: else the worker would wait for work for ever
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
 def _compute_by_name(pipeline: str, settings: Any, name: str, seed: int) -> Record:
     """In a worker: what cannot travel between processes is found again by its name."""
     return _compute(find(pipeline), settings, name, seed)
@@ -240,7 +265,12 @@ def _compute_by_name(pipeline: str, settings: Any, name: str, seed: int) -> Reco
 
 def _compute(pipeline: Pipeline, settings: Any, name: str, seed: int) -> Record:
     part = next(part for part in pipeline.parts(settings) if part.name == name)
-    return part.run(settings, seed)
+    try:
+        record = part.run(settings, seed)
+        json.dumps(record, allow_nan=False)  # a network that diverged is no result
+    except Exception as error:
+        raise PartFailed(f"tamis.{FN}: part {name}, seed {seed}: {type(error).__name__}: {error}") from error
+    return record
 
 
 @contextlib.contextmanager
