@@ -110,7 +110,7 @@ struct CountOf<double> {
 template <class R>
 using Count = typename CountOf<R>::type;
 template <class R>
-constexpr int64_t kCounted = 8 * kLanes<typename CountOf<R>::V>;  // at most so many are ranked by counting
+constexpr int64_t kCounted = 512 / sizeof(Count<R>);  // at most so many are ranked by counting: more are sorted faster
 
 template <class V>
 V count_greater(V count, V key, V than) {

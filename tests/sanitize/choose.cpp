@@ -118,7 +118,7 @@ void check_keys(int64_t n, Keys kind, std::mt19937& random) {
   for (int64_t i = 0; right && i < n; ++i) right = keys[i] == given[order[i]];
   sure(right, "a sort", n, n, kind);
   if (n > isa::kCounted<R>) return;
-  const int64_t four = isa::kCounted<R> / 2;  // vectors
+  const int64_t four = 4 * isa::kLanes<typename isa::CountOf<R>::V>;  // vectors
   Array<K> padded((n + four - 1) / four * four);
   Array<C> before(padded.size());
   std::copy(given.begin(), given.end(), padded.begin());

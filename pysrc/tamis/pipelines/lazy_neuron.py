@@ -142,7 +142,7 @@ FULL = Settings(
 PIPELINE = Pipeline(
     name="lazy-neuron",
     summary=SUMMARY,
-    quick=Settings(speed=Speed(steps=40, repeats=7, train_repeats=3)),
+    quick=Settings(speed=Speed(steps=30, held=12, repeats=7, train_repeats=3)),
     full=FULL,
     quick_seeds=3,
     full_seeds=5,

@@ -1,7 +1,7 @@
 """From the records to the claims and the tables."""
 
-from collections.abc import Callable, Iterable
-from statistics import fmean, median
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean, median, quantiles
 from typing import Any
 
 from .claims import Measured, over_seeds, student
@@ -73,11 +73,18 @@ def at_rate(rate: float, kind: str, name: str) -> Value:
     return lambda record: float(record[f"{rate:g}"][kind][name])
 
 
+def against(dense: Sequence[float], own: Sequence[float]) -> list[float]:
+    """How many times as fast, by pairs of runs that followed each other."""
+    return [first / second for first, second in zip(dense, own, strict=True)]
+
+
 def spread(values: Iterable[float]) -> str:
     """Mean and, of several, the half width of the interval."""
     values = list(values)
     low, high = student(values)
-    return number(fmean(values)) + (f" ± {number((high - low) / 2)}" if len(values) > 1 else "")
+    half, mean = (high - low) / 2, fmean(values)
+    mean = mean if abs(mean) > 1e-9 * half else 0.0  # what rounding leaves
+    return number(mean) + (f" ± {number(half)}" if len(values) > 1 else "")
 
 
 def _worst(by_set: dict[str, list[float]], largest: bool) -> Measured:
@@ -340,6 +347,7 @@ def _topk_table(settings: Any, results: Results) -> str:
         for noise in noises:
             part = topk(name, noise)
             for k in next(iter(results[part].values())):
+                fired = fmean(by_seed(results, part, with_k(k, plainly("nonzero"))))
                 values = [*map(on, ("clean", *CORRUPTIONS)), plainly("ece"), plainly("nonzero")]
                 rows.append(
                     [
@@ -347,10 +355,21 @@ def _topk_table(settings: Any, results: Results) -> str:
                         f"{noise:.0%}",
                         k if k == "dense" else f"top-{k}",
                         *(spread(by_seed(results, part, with_k(k, value))) for value in values),
+                        number((1 + fired / 100) / 2) if name == "vit" else "",
                     ]
                 )
-    head = ("network", "wrong labels", "", "accuracy, clean", *CORRUPTIONS, "ECE", "% nonzero")
-    return f"Top-k against dense, {settings.topk.width} hidden units, trained alike:\n\n" + table(head, rows)
+    head = ("network", "wrong labels", "run as", "accuracy, clean", *CORRUPTIONS, "ECE", "% nonzero", "operations")
+    return (
+        f"Top-k against dense, {settings.topk.width} hidden units, trained alike; operations are those of the "
+        "Transformer's MLPs, zeros skipped, to all:\n\n" + table(head, rows)
+    )
+
+
+def _times(dense: Sequence[float], own: Sequence[float]) -> str:
+    if own is dense or len(own) < 2:
+        return ""
+    low, middle, high = quantiles(against(dense, own), n=4, method="inclusive")
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _speed_table(settings: Any, results: Results) -> str:
@@ -369,7 +388,9 @@ def _speed_table(settings: Any, results: Results) -> str:
                     f"{flops['mlp'] / 1e6:.2f}" if flops else "",
                     f"{sum(flops.values()) / 1e6:.2f}" if flops else "",
                     f"{1 / median(row['seconds']):.0f}",
+                    _times(by_k["dense"]["seconds"], row["seconds"]),
                     f"{1e3 * median(steps):.0f}" if steps else "",
+                    _times(record["step_seconds"]["dense"], steps) if steps else "",
                     f"{row['accuracy']:.2f}",
                     f"{row['loss']:.3f}",
                 ]
@@ -383,7 +404,9 @@ def _speed_table(settings: Any, results: Results) -> str:
         "MFLOP a token, MLPs",
         "blocks",
         "tokens/s",
+        "to dense (quartiles)",
         "ms a training step",
+        "to dense (quartiles)",
         "accuracy, %",
         "loss, nats",
     )

@@ -12,6 +12,7 @@ from .lazy_neuron_train import RATES
 from .runner import Results, by_seed
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED, GREY = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f"
+BROWN, YELLOW, BLACK = "#7f4f24", "#c9b400", "black"
 LIT = ((claims.SEQ2SEQ, "encoder-decoder, fill spans", GREEN), (claims.TEXT_CLASSES, "encoder, text classes", SKY))
 
 
@@ -38,6 +39,7 @@ def training(axes: Any, results: Results) -> None:
         *((part, label, colour, "-") for part, label, colour in LIT),
         (f"vit-{first}", f"vision Transformer, {first}", ORANGE, "-"),
         (f"mixer-{first}", f"MLP-Mixer, {first}", PINK, "-"),
+        (f"mlp-{first}", f"2-layer MLP, {first}", YELLOW, "-"),
         ("mlp-digits", "2-layer MLP, digits", GREY, "-"),
         *(
             (
@@ -46,7 +48,7 @@ def training(axes: Any, results: Results) -> None:
                 colour,
                 "--",
             )
-            for kind, colour in ((RANDOM_LABELS, RED), (RANDOM_INPUTS, GREY), (FRESH, "black"))
+            for kind, colour in ((RANDOM_LABELS, RED), (RANDOM_INPUTS, BROWN), (FRESH, BLACK))
         ),
     ]
     for part, label, colour, style in kinds:
@@ -76,6 +78,7 @@ def layers(axes: Any, results: Results) -> None:
         (claims.TEXT_CLASSES, "encoder"),
         (f"vit-{first}", "ViT"),
         (f"mixer-{first}", "Mixer"),
+        (f"mlp-{first}", "MLP"),
     ]
     at, ticks, names, middles = 0.0, [], [], []
     for part, label in shown:
@@ -95,16 +98,20 @@ def layers(axes: Any, results: Results) -> None:
                 )
                 axes.errorbar(at + shift, mean, [[mean - low], [high - mean]], color="black", capsize=2, linewidth=0.8)
             ticks.append(at)
-            names.append(_short(layer))
+            names.append(_short(layer) if len(record["layers"]) > 1 else "")
             at += 1
         middles.append(((begun + at - 1) / 2, label))
         at += 0.8
-    axes.set_xticks(ticks, names, fontsize=7)
+    axes.set_xticks(ticks, names, fontsize=8)
     axes.set_ylim(0, None)
     top = axes.get_ylim()[1]
     for middle, label in middles:
         axes.text(middle, top * 1.02, label, ha="center", fontsize=9)
-    axes.set(ylabel="hidden values that are not 0, %")
+    axes.set(
+        xlabel="layer (encoder and decoder; MLPs across tokens and across channels)",
+        ylabel="hidden values that are not 0, %",
+    )
+    axes.set_title(f"Which layers fire, before and after training (images: {first})", fontsize=11, pad=22)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     _bare(axes)
 
@@ -148,8 +155,11 @@ def scaling(axes: Any, results: Results) -> None:
             at += 1
         at += 0.6
     axes.set_xticks(ticks, names, fontsize=8)
-    axes.set(ylabel="hidden values that are not 0, %", xlabel="layers x units; training text where it is not all")
-    axes.set_title("Width, depth and data: character models after the same steps", fontsize=11)
+    axes.set(
+        ylabel="hidden values that are not 0, %",
+        xlabel="layers x units" + ("; training text where it is not all" if sizes else ""),
+    )
+    axes.set_title(f"Width, depth{' and data' if sizes else ''}: character models after the same steps", fontsize=11)
     _bare(axes)
 
 
@@ -182,42 +192,48 @@ def topk(axes: Any, results: Results) -> None:
             rows.append((f"{network}, {float(noise):.0%} wrong labels, {test} test", gains))
     for row, (_, gains) in enumerate(rows):
         low, high = student(gains)
-        colour = GREEN if low > 0 else RED if high < 0 else GREY
+        decided = len(gains) > 1
+        colour = GREEN if decided and low > 0 else RED if decided and high < 0 else GREY
         axes.errorbar(
             fmean(gains), row, xerr=[[fmean(gains) - low], [high - fmean(gains)]], fmt="o", color=colour, capsize=3
         )
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     axes.invert_yaxis()
-    axes.set(xlabel="accuracy of top-k (25%) less that of dense, points")
+    axes.set(xlabel="accuracy, top-k (25% of the units) less dense, points;\ncorrupted: mean of three corruptions")
     axes.set_title("Top-k against dense, trained alike", fontsize=11)
     _bare(axes)
 
 
 def speed(axes: Any, results: Results) -> None:
-    """Tokens a second and operations against k, and what the accuracy is."""
+    """Against dense: operations that are counted, times that are measured, and the accuracy."""
     (record,) = results["speed"].values()
     rows = record["decode"]["trained dense"]
-    names = list(rows)
+    names = [name for name in rows if name != "dense"]
     at = np.arange(len(names))
-    dense = rows[names[0]]
-    fast = [[median(dense["seconds"]) / seconds for seconds in rows[name]["seconds"]] for name in names]
-    flops = [sum(record["flops"][names[0]].values()) / sum(record["flops"][name].values()) for name in names]
-    steps = [median(record["step_seconds"][names[0]]) / median(record["step_seconds"][name]) for name in names]
-    for shift, values, label, colour in (
-        (-0.27, flops, "operations of the blocks, counted", "#bbbbbb"),
-        (0.0, [median(values) for values in fast], "decoding, measured", BLUE),
-        (0.27, steps, "training step, measured", ORANGE),
-    ):
-        axes.bar(at + shift, values, 0.27, label=label, color=colour)
-    quartiles = np.array([np.quantile(values, [0.25, 0.75]) for values in fast])
-    middle = np.array([median(values) for values in fast])
-    axes.errorbar(at, middle, np.abs(quartiles.T - middle), fmt="none", color="black", capsize=2, linewidth=1)
-    for x, name in zip(at, names, strict=True):
-        axes.text(x, 0.05, f"{rows[name]['accuracy']:.1f}%", ha="center", fontsize=8, color="white", weight="bold")
+    operations = {name: sum(flops.values()) for name, flops in record["flops"].items()}
+    steps = record["step_seconds"]
+    bars = (
+        ("operations of the blocks, counted", "#bbbbbb", [[operations["dense"] / operations[name]] for name in names]),
+        (
+            "decoding, measured",
+            BLUE,
+            [claims.against(rows["dense"]["seconds"], rows[name]["seconds"]) for name in names],
+        ),
+        ("training step, measured", ORANGE, [claims.against(steps["dense"], steps[name]) for name in names]),
+    )
+    for shift, (label, colour, values) in zip((-0.27, 0.0, 0.27), bars, strict=True):
+        middle = np.array([median(each) for each in values])
+        axes.bar(at + shift, middle, 0.27, label=label, color=colour)
+        if len(values[0]) > 1:
+            quartiles = np.array([np.quantile(each, [0.25, 0.75]) for each in values]).T
+            axes.errorbar(
+                at + shift, middle, np.abs(quartiles - middle), fmt="none", color="black", capsize=2, linewidth=1
+            )
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xticks(at, ["dense" if name == "dense" else f"top-{name}" for name in names])
-    axes.set(ylabel="times as fast as dense")
-    axes.set_title("A trained model, sparsified (inside: next characters right)", fontsize=11)
+    axes.set_xticks(at, [f"top-{name}\n{rows[name]['accuracy']:.1f}% right" for name in names])
+    dense = f"dense: {1 / median(rows['dense']['seconds']):.0f} tokens/s, {rows['dense']['accuracy']:.1f}% right"
+    axes.set(ylabel="times as fast as dense", xlabel=f"neurons a token, next characters right ({dense})")
+    axes.set_title("A trained model, sparsified; lines are quartiles of paired runs", fontsize=11)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     _bare(axes)
