@@ -68,10 +68,18 @@ inline F64 load(const double* p) {
   memcpy(&v, p, sizeof v);
   return v;
 }
-inline U32 load(const uint16_t* p) {
+inline U32 load(const uint16_t* p) {  // GCC 12 widens by halves, bytes one by one
+#if defined(__AVX512F__) && TAMIS_LANES == 16
+  return (U32)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__) && TAMIS_LANES == 8
+  return (U32)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__SSE4_1__) && TAMIS_LANES == 4
+  return (U32)_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
   U16 v;
   memcpy(&v, p, sizeof v);
   return __builtin_convertvector(v, U32);
+#endif
 }
 inline F32 load(const BFloat16* p) { return (F32)(load(&p->bits) << 16); }
 inline F32 load(const Float16* p) {  // by hand: not every machine has F16C
@@ -82,9 +90,15 @@ inline F32 load(const Float16* p) {  // by hand: not every machine has F16C
 }
 
 inline I32 load_mask(const bool* p) {  // all bits of a lane, or none
+#if defined(__AVX512F__) && TAMIS_LANES == 16
+  return (I32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)) != 0;
+#elif defined(__AVX2__) && TAMIS_LANES == 8
+  return (I32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)) != 0;
+#else
   I8 v;
   memcpy(&v, p, sizeof v);
   return __builtin_convertvector(v, I32) != 0;
+#endif
 }
 
 // One bit a lane; lanes are 0 or -1.

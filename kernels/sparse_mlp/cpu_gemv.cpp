@@ -1,7 +1,8 @@
 // Few tokens times a matrix whose rows are neurons.
 // Floor: the matrix read once. One token: a row at a time, for rows side by side are one stream, which memory
-// prefetches best. More: some rows together, so that a token's number is loaded once for all of them, by turns of one
-// vector.
+// prefetches best, and we further. More: some rows together, so that a token's number is loaded once for all of them,
+// by turns of one vector. Where the sums of all tokens leave room for one or two rows only, half of the tokens go
+// through some rows, then the others through the same, which are in L1 by then.
 #include "../common/simd.h"
 #include "own.h"
 
@@ -9,6 +10,7 @@ namespace tamis::TAMIS_ISA {
 namespace {
 
 constexpr int kSums = TAMIS_LANES == 16 ? 24 : 12;  // that fit registers
+constexpr int64_t kAhead = 2048;                    // bytes from what is read to what is prefetched
 
 template <class T, int kTokens, int kRows, int kChains>
 void some_rows(const Gemv& op, int64_t r) {
@@ -30,12 +32,15 @@ void some_rows(const Gemv& op, int64_t r) {
     }
   };
   int64_t c = 0;
-  for (; c + kChains * lanes <= op.size; c += kChains * lanes)
+  for (; c + kChains * lanes <= op.size; c += kChains * lanes) {
+    if constexpr (kTokens == 1)
+      for (int64_t i = 0; i < kChains * lanes; i += 64 / sizeof(T)) __builtin_prefetch(w + c + i + kAhead / sizeof(T));
 #pragma GCC unroll 4
     for (int chain = 0; chain < kChains; ++chain) {
       const auto at = [&](auto* p) { return load(p + c + chain * lanes); };
       add(chain, at, at);
     }
+  }
   TAMIS_PROMISED(op.size - c < kChains * lanes);
   for (; c < op.size; c += lanes) {
     const int64_t left = op.size - c;
@@ -52,14 +57,29 @@ void some_rows(const Gemv& op, int64_t r) {
   }
 }
 
+Gemv past(const Gemv& op, int64_t tokens, int64_t bytes) {
+  Gemv rest = op;
+  rest.x = static_cast<const char*>(op.x) + tokens * op.size * bytes;
+  rest.out = static_cast<char*>(op.out) + tokens * op.out_stride * bytes;
+  return rest;
+}
+
 template <class T, int kTokens>
 void rows(const Gemv& op, int64_t begin, int64_t end) {
-  constexpr int kMost = kSums / kTokens, kRows = kTokens == 1 ? 1 : kMost < 4 ? kMost : 4;
-  constexpr int kChains = kTokens == 1 ? 4 : 1;
+  constexpr bool kHalves = kSums / kTokens < 3;
+  constexpr int kFirst = kHalves ? (kTokens + 1) / 2 : kTokens, kMost = kSums / kFirst;
+  constexpr int kRows = kTokens == 1 ? 1 : kMost < 4 ? kMost : 4, kChains = kTokens == 1 ? 4 : 1;
+  const Gemv rest = past(op, kFirst, sizeof(Real<T>));
   int64_t r = begin;
-  for (; r + kRows <= end; r += kRows) some_rows<T, kTokens, kRows, kChains>(op, r);
+  for (; r + kRows <= end; r += kRows) {
+    some_rows<T, kFirst, kRows, kChains>(op, r);
+    if constexpr (kHalves) some_rows<T, kTokens - kFirst, kRows, 1>(rest, r);
+  }
   TAMIS_PROMISED(end - r < kRows);
-  for (; r < end; ++r) some_rows<T, kTokens, 1, 1>(op, r);
+  for (; r < end; ++r) {
+    some_rows<T, kFirst, 1, 1>(op, r);
+    if constexpr (kHalves) some_rows<T, kTokens - kFirst, 1, 1>(rest, r);
+  }
 }
 
 template <class T>
