@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kSample = 1 << 15;  // numbers of a long row that the first bound is made from
 constexpr int64_t kSlack = 256;
 constexpr int64_t kBlock = 4;      // vectors
+constexpr int64_t kStreams = 4;    // chunks
 constexpr int64_t kSegment = 128;  // blocks
 
 template <class R>
@@ -22,7 +23,8 @@ struct Sizes {
 
   Sizes(int64_t n, int64_t k) : room(n) {
     constexpr int64_t lanes = kLanes<Vector<R>>;
-    const int64_t chunks = (4 * k + lanes - 1) / lanes, least = 4 * lanes * chunks;
+    const int64_t wanted = (4 * k + lanes - 1) / lanes, chunks = wanted < kStreams ? kStreams : wanted;
+    const int64_t least = 4 * lanes * chunks;
     if (n < least) return;
     const int64_t sample = n < kSample ? n : kSample;
     vectors = (sample > least ? sample : least) / lanes, chunk = vectors / chunks;
@@ -59,13 +61,32 @@ struct Work : Sizes<R> {
     return 8 * (kBins + s.groups + 2 * s.room + kBytes / 2 + 2 * enough(k));
   }
 };
+// The maxima of kStreams chunks that lie `apart` vectors from each other, read side by side: memory gives more so.
+template <class R, class T>
+void find_maxima(const T* x, int64_t chunk, int64_t apart, R* out) {
+  using V = Vector<R>;
+  constexpr int64_t lanes = kLanes<V>;
+  V top[kStreams][2];
+  for (auto& t : top) t[0] = t[1] = V{} - kInf;
+  int64_t j = 0;
+  for (; j + 2 <= chunk; j += 2)
+    for (int s = 0; s < kStreams; ++s)
+      for (int v = 0; v < 2; ++v) top[s][v] = max(load(x + (s * apart + j + v) * lanes), top[s][v]);
+  if (j < chunk)
+    for (int s = 0; s < kStreams; ++s) top[s][0] = max(load(x + (s * apart + j) * lanes), top[s][0]);
+  for (int s = 0; s < kStreams; ++s) store(out + s * (apart / chunk) * lanes, max(top[s][0], top[s][1]));
+}
+
 // The maximum of each lane of each chunk. A NaN, which is larger, may be left out.
 template <class R, class T>
 void find_maxima(const T* x, const Work<R>& w) {
   using V = Vector<R>;
   constexpr int64_t lanes = kLanes<V>;
   R* out = w.maxima;
-  for (int64_t i = 0; i < w.vectors; i += w.chunk, out += lanes) {
+  const int64_t each = w.vectors / w.chunk / kStreams, apart = each * w.chunk;
+  for (int64_t c = 0; c < each; ++c, out += lanes) find_maxima(x + c * w.chunk * lanes, w.chunk, apart, out);
+  out += (kStreams - 1) * each * lanes;
+  for (int64_t i = kStreams * apart; i < w.vectors; i += w.chunk, out += lanes) {
     const int64_t end = i + upto(w.vectors - i, w.chunk);
     V top[kBlock];
     for (V& t : top) t = V{} - kInf;
