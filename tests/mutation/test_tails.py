@@ -97,4 +97,4 @@ def test_few_places_are_marked():
 
 @pytest.mark.skipif(shutil.which(cpu.COMPILER) is None, reason="needs a C++ compiler")
 def test_a_sample_is_noticed():
-    assert cpu.run(every=40, marked=False, tell=lambda line: None) == []
+    assert cpu.run(every=80, marked=False, tell=lambda line: None) == []
