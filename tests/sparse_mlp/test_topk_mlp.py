@@ -160,6 +160,15 @@ def test_what_is_selected_learns_from_0_too(isa, tokens, k, selection):
         assert grads[0].any() or (gate is None and selection == "gaussian")
 
 
+@pytest.mark.parametrize("tokens", range(1, 9))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_neuron_has_the_same_bits_wherever_a_thread_begins(isa, dtype, tokens):
+    x, w = made(0, tokens, 200).to(dtype), made(1, 23, 200).to(dtype)
+    whole = torch.ops.tamis._project(x, w, None)
+    for begin in range(1, 5):
+        assert torch.equal(torch.ops.tamis._project(x, w[begin:], None), whole[:, begin:])
+
+
 @pytest.mark.parametrize("tokens", [1, 8, 9, 300])
 def test_same_bits_for_any_number_of_threads(tokens):
     x, ws = made(0, tokens, 100), weights(1, 100, 700, 1100, gated=True)
