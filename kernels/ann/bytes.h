@@ -85,6 +85,10 @@ inline uint64_t not_less(S8 a, int8_t than) {  // a bit each
 #endif
 }
 
+inline void prefetch(const void* from, int64_t bytes) {
+  for (const char* at = static_cast<const char*>(from); bytes > 0; bytes -= 64, at += 64) __builtin_prefetch(at);
+}
+
 #ifdef __AVX512VNNI__
 // To each number of `sum` the dot product of its four bytes of a, below 256, and of b, signed.
 inline I32 dot4(I32 sum, U8 a, S8 b) { return (I32)simde_mm512_dpbusd_epi32((Register)sum, (Register)a, (Register)b); }

@@ -17,31 +17,29 @@ inline bool before(Candidate a, Candidate b) {  // ties by the lowest position
   return a.score != b.score ? a.score > b.score : a.position < b.position;
 }
 
-// The first `count` of n come to the front, in no order; all where there are no more.
+// In the order of `before`, one number: the larger the better.
+inline int64_t key_of(Candidate a) { return (int64_t)a.score * ((int64_t)1 << 32) + (uint32_t)~a.position; }
+
+// The first `count` of n come to the front, in no order; all where there are no more. Positions differ.
 inline void partition(Candidate* x, int64_t n, int64_t count) {
   int64_t begin = 0, end = n;
-  while (count > begin && count < end) {  // equivalent: another pass over what is in its place moves nobody else
-    const Candidate a = x[begin], b = x[(begin + end) / 2], c = x[end - 1];
-    const Candidate pivot = before(a, b) ? (before(b, c)   ? b
-                                            : before(a, c) ? c
-                                                           : a)
-                                         : (before(a, c)   ? a
-                                            : before(b, c) ? c
-                                                           : b);
-    int64_t i = begin, j = end - 1;
-    while (i <= j) {
-      while (before(x[i], pivot)) ++i;
-      while (before(pivot, x[j])) --j;
-      if (i <= j) {
-        const Candidate swapped = x[i];
-        x[i++] = x[j];
-        x[j--] = swapped;
-      }
+  while (begin < count && count < end) {
+    const int64_t a = key_of(x[begin]), b = key_of(x[(begin + end) / 2]), c = key_of(x[end - 1]);
+    const int64_t low = a < b ? a : b, high = a < b ? b : a, pivot = c < low ? low : c < high ? c : high;
+    int64_t left = begin;
+    for (int64_t i = begin; i < end; ++i) {  // without a branch: nobody foresees it
+      const Candidate one = x[i];
+      x[i] = x[left], x[left] = one, left += key_of(one) > pivot;
     }
-    if (count <= j + 1)  // equivalent: of j + 1 either way ends it
-      end = j + 1;
-    else
-      begin = i;
+    if (left > begin) {
+      (count <= left ? end : begin) = left;
+      continue;
+    }
+    for (int64_t i = begin; i < end; ++i) {  // the pivot is the best
+      const Candidate one = x[i];
+      x[i] = x[left], x[left] = one, left += key_of(one) == pivot;
+    }
+    begin = left;
   }
 }
 
@@ -53,7 +51,7 @@ struct Collector {
   int32_t threshold;               // scores below it do not count
   int32_t origin, shift;           // of bin 0; a bin's width in bits
   int32_t bin;                     // the threshold's
-  int64_t kept;                    // in this bin and above it
+  int64_t kept;                    // in this bin and above it, while it is not the last
   uint32_t bins[kScoreBins];
 
   void start(int64_t wanted_, int32_t threshold_, int32_t shift_) {
@@ -61,14 +59,21 @@ struct Collector {
     memset(bins, 0, sizeof bins);
   }
 
+  // For as many as a block has, before they are added; tighten() comes after.
+  void make_room(int64_t count) {
+    if (size + count > capacity) shrink();
+  }
+
   void add(int32_t score, uint32_t position) {
-    if (size == capacity) shrink();
     if (score < threshold) return;
     found[size++] = {score, position};
-    if (bin == kScoreBins - 1) return;  // shrink() keeps it tight from here on
     const int64_t of = ((int64_t)score - origin) >> shift;
     ++bins[of < kScoreBins ? of : kScoreBins - 1];
     ++kept;
+  }
+
+  void tighten() {
+    if (bin == kScoreBins - 1) return;  // shrink() keeps it tight from here on
     const int old = bin;
     while (bin < kScoreBins - 1 && kept - bins[bin] >= wanted) kept -= bins[bin++];
     if (bin != old) threshold = origin + (bin << shift);

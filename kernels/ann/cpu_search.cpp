@@ -263,8 +263,8 @@ void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allow
     const S8 start = Layout::start(0);
     for (int64_t first = 0; first < run.vectors; first += Layout::kVectors) {
       Sums<Layout, kLookup> sums;
-      Layout::template sums<1>(run.blocks + first / Layout::kVectors * run.bytes, ivf.codes.parts, &q.table.entries,
-                               &start, &sums);
+      const uint8_t* const at = run.blocks + first / Layout::kVectors * run.bytes;
+      Layout::template sums<1>({at, at + run.bytes}, ivf.codes.parts, &q.table.entries, &start, &sums);
       sums.put(values);
       const uint64_t some = allowed ? bits_at(allowed, run.position + first) : ~uint64_t(0);
       for (int64_t i = 0; i < least(run.vectors - first, Layout::kVectors); ++i)

@@ -13,9 +13,11 @@ struct Table {
 };
 inline int64_t table_bytes(int bits, int64_t parts) { return ((parts << bits) + 63) & -64; }
 
-// Of signed bytes: so that the scores of a query spread by so many. A threshold this far above a list's mean is put at
-// kHigh by what sums start from, and one that is further away passes nobody.
+// Of signed bytes: so that the scores of a query spread by so many, by fewer where an entry would not fit; of 16, two
+// are added before they saturate. A threshold this far above a list's mean is put at kHigh by what sums start from, and
+// one that is further away passes nobody.
 inline constexpr float kSpread = 28;
+inline int32_t most_signed(int64_t centroids) { return centroids == 16 ? 63 : 127; }
 inline constexpr int kHigh = 80;
 
 // Of unsigned bytes: the largest, so that the sum of all parts stays below 2^16.
@@ -35,6 +37,7 @@ template <Lookup kLookup>
 Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* out) {
   constexpr bool kSigned = kLookup == Lookup::s8;
   float spread = 0, offset = 0;
+  F32 furthest = {};  // from its part's mean
   for (int64_t p = 0; p < parts; ++p) {
     const float* const of = lut + p * centroids;
     F32 sum = {}, squares = {}, low = F32{} + kInf, high = F32{} - kInf;
@@ -46,14 +49,16 @@ Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* ou
       const float mean = reduce_add(sum) / centroids;
       offset += mean;
       spread += reduce_add(squares) / centroids - mean * mean;
+      furthest = max(max(high - mean, mean - low), furthest);
     } else {
       const float lowest = -reduce_max(-low), span = reduce_max(high) - lowest;
       offset += lowest;
       spread = span > spread ? span : spread;
     }
   }
-  const int32_t least = kSigned ? -127 : 0, most = kSigned ? 127 : most_of(parts);
-  const float scale = spread > 0 ? (kSigned ? kSpread / sqrtf(spread) : most / spread) : 1;
+  const int32_t most = kSigned ? most_signed(centroids) : most_of(parts), least = kSigned ? -most : 0;
+  float scale = 1;
+  if (spread > 0) scale = kSigned ? min(kSpread / sqrtf(spread), most / reduce_max(furthest)) : most / spread;
   for (int64_t p = 0; p < parts; ++p) {
     const float* const of = lut + p * centroids;
     F32 sum = {}, low = F32{} + kInf;
@@ -76,10 +81,6 @@ struct Run {  // of a list's blocks, whose first vector is at `position`
 };
 
 inline constexpr int64_t kAhead = 6;  // blocks
-
-inline void prefetch(const void* from, int64_t bytes) {
-  for (const char* at = static_cast<const char*>(from); bytes > 0; bytes -= 64, at += 64) __builtin_prefetch(at);
-}
 
 struct Asker {
   Collector* to;
@@ -112,23 +113,35 @@ inline uint64_t bits_at(const uint64_t* bits, int64_t at) {  // 64 of them; a wo
 
 inline constexpr int kMostQueries = 4;  // that share what is read of a block
 
+template <class Layout>
+uint64_t allowed_of(const Run& run, int64_t block, const uint64_t* allowed) {  // a bit for each vector of a block
+  const int64_t first = block * Layout::kVectors, left = least(run.vectors - first, Layout::kVectors);
+  const uint64_t all = ~uint64_t(0) >> (64 - left);
+  return allowed ? all & bits_at(allowed, run.position + first) : all;
+}
+
 // Apart from the scan, which seldom comes here and needs all registers.
 template <class Layout, Lookup kLookup>
-__attribute__((noinline)) void collect(const Sums<Layout, kLookup>& sums, uint64_t found, int64_t first,
-                                       const Asker& query, Aim<kLookup>& aim) {
+__attribute__((noinline)) void collect(const Sums<Layout, kLookup>& sums, const Run& run, int64_t block,
+                                       const uint64_t* allowed, const Asker& query, Aim<kLookup>& aim) {
+  uint64_t found = sums.at_least(aim.least) & allowed_of<Layout>(run, block, allowed);
+  if (!found) return;
   alignas(64) Value<kLookup> values[kBlock];
   sums.put(values);
   const int32_t add = query.add - aim.bias;
+  const int64_t first = run.position + block * Layout::kVectors;
+  Collector& to = *query.to;
+  to.make_room(Layout::kVectors);
   for (; found; found &= found - 1) {
     const int i = __builtin_ctzll(found);
-    query.to->add(values[i] + add, (uint32_t)(first + i));
+    to.add(values[i] + add, (uint32_t)(first + i));
   }
+  to.tighten();
   aim.raise(query);
 }
 
 template <class Layout, Lookup kLookup, int kQueries>
 void scan(const Run& run, int64_t parts, const Asker* queries, const uint64_t* allowed) {
-  constexpr int64_t kVectors = Layout::kVectors;
   const uint8_t* tables[kQueries];
   Aim<kLookup> aims[kQueries];
   S8 starts[kQueries];
@@ -136,24 +149,20 @@ void scan(const Run& run, int64_t parts, const Asker* queries, const uint64_t* a
     tables[q] = queries[q].table, aims[q] = Aim<kLookup>(queries[q]);
     starts[q] = Layout::start((int8_t)aims[q].bias);
   }
-  const uint8_t* codes = run.blocks;
-  const int64_t blocks = (run.vectors + kVectors - 1) / kVectors;
-  for (int64_t block = 0; block < blocks; ++block, codes += run.bytes) {
-    const int64_t first = block * kVectors, over = block + kAhead - blocks;
-    prefetch(over < 0 ? codes + kAhead * run.bytes : run.next + over * run.bytes, run.bytes);
-    const int64_t left = run.vectors - first;
-    uint64_t counts = left < 64 ? (uint64_t(1) << left) - 1 : ~uint64_t(0);
-    if (kVectors == 32) counts &= 0xffffffff;
-    if (allowed) counts &= bits_at(allowed, run.position + first);
-    if (!counts) continue;
+  const int64_t blocks = (run.vectors + Layout::kVectors - 1) / Layout::kVectors;
+  for (int64_t block = 0; block < blocks; ++block) {
+    if (allowed && !allowed_of<Layout>(run, block, allowed)) continue;
+    const int64_t ahead = block + kAhead, over = ahead - blocks;
+    const Codes codes = {run.blocks + block * run.bytes,
+                         over < 0 ? run.blocks + ahead * run.bytes : run.next + over * run.bytes};
     Sums<Layout, kLookup> sums[kQueries];
     Layout::template sums<kQueries>(codes, parts, tables, starts, sums);
-    uint64_t found[kQueries], any = 0;
+    uint64_t any = 0;
 #pragma GCC unroll 4
-    for (int q = 0; q < kQueries; ++q) found[q] = sums[q].at_least(aims[q].least) & counts, any |= found[q];
+    for (int q = 0; q < kQueries; ++q) any |= sums[q].at_least(aims[q].least);
     if (__builtin_expect(!any, 1)) continue;
     for (int q = 0; q < kQueries; ++q)
-      if (found[q]) collect<Layout, kLookup>(sums[q], found[q], run.position + first, queries[q], aims[q]);
+      if (sums[q].at_least(aims[q].least)) collect<Layout>(sums[q], run, block, allowed, queries[q], aims[q]);
   }
 }
 

@@ -49,6 +49,10 @@ struct Exact {
   }
 };
 
+struct Codes {  // of a block, and what is fetched meanwhile
+  const uint8_t *at, *ahead;
+};
+
 // What a block's vectors score.
 template <class Layout, Lookup kLookup>
 struct Sums {  // signed bytes
@@ -84,13 +88,30 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
   }
 
   template <int kQueries>
-  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const S8* starts,
-                   Sums<Four, Lookup::s8>* out) {
+  __attribute__((always_inline)) static void sums(const Codes& codes, int64_t parts, const uint8_t* const* tables,
+                                                  const S8* starts, Sums<Four, Lookup::s8>* out) {
     S8 low[kQueries], high[kQueries];
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) low[q] = high[q] = starts[q];
-    for (int64_t at = 0; at < parts * 16; at += kBytes) {  // equivalent: of an odd end a register is the same
-      const U8 code = load_bytes(codes + at), first = code & 15, second = code >> 4;
+    const auto unpack = [&](int64_t from, U8& first, U8& second) {
+      const U8 code = load_bytes(codes.at + from);
+      first = code & 15, second = code >> 4;
+    };
+    int64_t at = 0;
+    for (; at + 2 * kBytes <= parts * 16; at += 2 * kBytes) {  // two entries fit a byte: most_signed
+      prefetch(codes.ahead + at, 2 * kBytes);
+      U8 first[2], second[2];
+      unpack(at, first[0], second[0]), unpack(at + kBytes, first[1], second[1]);
+#pragma GCC unroll 4
+      for (int q = 0; q < kQueries; ++q) {
+        const U8 one = load_bytes(tables[q] + at), two = load_bytes(tables[q] + at + kBytes);
+        low[q] = add_saturated(low[q], (S8)(lookup16(one, first[0]) + lookup16(two, first[1])));
+        high[q] = add_saturated(high[q], (S8)(lookup16(one, second[0]) + lookup16(two, second[1])));
+      }
+    }
+    for (; at < parts * 16; at += kBytes) {  // equivalent: of an odd end a register is the same
+      U8 first, second;
+      unpack(at, first, second);
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
         const U8 table = load_bytes(tables[q] + at);
@@ -103,13 +124,14 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
   }
 
   template <int kQueries>
-  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const S8*,
-                   Sums<Four, Lookup::u16>* out) {
+  __attribute__((always_inline)) static void sums(const Codes& codes, int64_t parts, const uint8_t* const* tables,
+                                                  const S8*, Sums<Four, Lookup::u16>* out) {
+    prefetch(codes.ahead, parts * 16);
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
       Exact low, high;
       for (int64_t at = 0; at < parts * 16; at += kBytes) {  // equivalent: likewise
-        const U8 code = load_bytes(codes + at), table = load_bytes(tables[q] + at);
+        const U8 code = load_bytes(codes.at + at), table = load_bytes(tables[q] + at);
         low.add(lookup16(table, code & 15));
         high.add(lookup16(table, code >> 4));
       }
@@ -144,13 +166,14 @@ struct Six {  // bits: four parts in 192 bytes, of which each third looks up 64 
   }
 
   template <int kQueries>
-  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const S8* starts,
-                   Sums<Six, Lookup::s8>* out) {
+  __attribute__((always_inline)) static void sums(const Codes& codes, int64_t parts, const uint8_t* const* tables,
+                                                  const S8* starts, Sums<Six, Lookup::s8>* out) {
+    prefetch(codes.ahead, parts * 48);
     for (int first = 0; first < kRegisters; ++first) {
       S8 sum[kQueries][2];
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) sum[q][0] = starts[q], sum[q][1] = S8{};
-      walk<kQueries>(codes + first * kBytes, parts, tables,
+      walk<kQueries>(codes.at + first * kBytes, parts, tables,
                      [&](int q, int i, U8 x) { sum[q][i % 2] = add_saturated(sum[q][i % 2], (S8)x); });
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) out[q].of[first] = add_saturated(sum[q][0], sum[q][1]);
@@ -158,13 +181,14 @@ struct Six {  // bits: four parts in 192 bytes, of which each third looks up 64 
   }
 
   template <int kQueries>
-  static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const S8*,
-                   Sums<Six, Lookup::u16>* out) {
+  __attribute__((always_inline)) static void sums(const Codes& codes, int64_t parts, const uint8_t* const* tables,
+                                                  const S8*, Sums<Six, Lookup::u16>* out) {
+    prefetch(codes.ahead, parts * 48);
     for (int first = 0; first < kVectors; first += kBytes)
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
         Exact sum;
-        walk<1>(codes + first, parts, tables + q, [&](int, int, U8 x) { sum.add(x); });
+        walk<1>(codes.at + first, parts, tables + q, [&](int, int, U8 x) { sum.add(x); });
         memset(out[q].of + first, 0, kBytes * 2);
         sum.add_to(out[q].of + first);
       }
