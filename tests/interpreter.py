@@ -2,8 +2,6 @@
 is imported. A program costs it 9 ms: small shapes, two programs a launch."""
 
 import os
-import subprocess
-import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -15,16 +13,8 @@ from tamis.distill import cuda_rows
 from tamis.kernels.common import launch
 
 INNER = os.environ.get("TRITON_INTERPRET") == "1"
-inner = pytest.mark.skipif(not INNER, reason="runs in its own process, with TRITON_INTERPRET=1")
-outer = pytest.mark.skipif(INNER, reason="is the inner run")
-
-
-def run_inside(file):
-    """Every inner test of a file."""
-    run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", file]
-    done = subprocess.run(run, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+inner = pytest.mark.skipif(not INNER, reason="runs with TRITON_INTERPRET=1, by tests/common/test_interpreter.py")
+outer = pytest.mark.skipif(INNER, reason="compiles, which the interpreter does not")
 
 
 @pytest.fixture(scope="module", autouse=True)

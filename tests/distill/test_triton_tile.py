@@ -2,17 +2,12 @@
 
 import pytest
 import torch
-from interpreter import close, inner, logits, outer, patched_once, run_inside, small  # noqa: F401
+from interpreter import close, inner, logits, patched_once, small  # noqa: F401
 from tamis.distill import cuda, reference
 
 INF, NAN = float("inf"), float("nan")
 CLASSES = 77
 TILES = ((0, 40), (40, 41), (41, 77))
-
-
-@outer
-def test_triton_in_the_interpreter():
-    run_inside(__file__)
 
 
 def options(target=None, *, tau=1.0, alpha=1.0, divergence="forward_kl", smoothing=0.0, weight=None, cap=None):
