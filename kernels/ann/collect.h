@@ -17,15 +17,15 @@ inline bool before(Candidate a, Candidate b) {  // ties by the lowest position
   return a.score != b.score ? a.score > b.score : a.position < b.position;
 }
 
-// In the order of `before`, one number: the larger the better.
-inline int64_t key_of(Candidate a) { return (int64_t)a.score * ((int64_t)1 << 32) + (uint32_t)~a.position; }
+using Key = int64_t;  // in the order of `before`: the larger the better
+inline Key key_of(Candidate a) { return (int64_t)a.score * ((int64_t)1 << 32) + (uint32_t)~a.position; }
 
 // The first `count` of n come to the front, in no order; all where there are no more. Positions differ.
 inline void partition(Candidate* x, int64_t n, int64_t count) {
   int64_t begin = 0, end = n;
   while (begin < count && count < end) {
-    const int64_t a = key_of(x[begin]), b = key_of(x[(begin + end) / 2]), c = key_of(x[end - 1]);
-    const int64_t low = a < b ? a : b, high = a < b ? b : a, pivot = c < low ? low : c < high ? c : high;
+    const Key a = key_of(x[begin]), b = key_of(x[(begin + end) / 2]), c = key_of(x[end - 1]);
+    const Key low = a < b ? a : b, high = a < b ? b : a, pivot = c < low ? low : c < high ? c : high;
     int64_t left = begin;
     for (int64_t i = begin; i < end; ++i) {  // without a branch: nobody foresees it
       const Candidate one = x[i];

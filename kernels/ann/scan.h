@@ -153,10 +153,10 @@ void scan(const Run& run, int64_t parts, const Asker* queries, const uint64_t* a
   for (int64_t block = 0; block < blocks; ++block) {
     if (allowed && !allowed_of<Layout>(run, block, allowed)) continue;
     const int64_t ahead = block + kAhead, over = ahead - blocks;
-    const Codes codes = {run.blocks + block * run.bytes,
-                         over < 0 ? run.blocks + ahead * run.bytes : run.next + over * run.bytes};
+    const Block fetched = {run.blocks + block * run.bytes,
+                           over < 0 ? run.blocks + ahead * run.bytes : run.next + over * run.bytes};
     Sums<Layout, kLookup> sums[kQueries];
-    Layout::template sums<kQueries>(codes, parts, tables, starts, sums);
+    Layout::template sums<kQueries>(fetched, parts, tables, starts, sums);
     uint64_t any = 0;
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) any |= sums[q].at_least(aims[q].least);

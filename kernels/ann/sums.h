@@ -49,8 +49,8 @@ struct Exact {
   }
 };
 
-struct Codes {  // of a block, and what is fetched meanwhile
-  const uint8_t *at, *ahead;
+struct Block {  // of codes, and what is fetched meanwhile
+  const uint8_t *codes, *ahead;
 };
 
 // What a block's vectors score.
@@ -88,18 +88,19 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
   }
 
   template <int kQueries>
-  __attribute__((always_inline)) static void sums(const Codes& codes, int64_t parts, const uint8_t* const* tables,
+  __attribute__((always_inline)) static void sums(const Block& block, int64_t parts, const uint8_t* const* tables,
                                                   const S8* starts, Sums<Four, Lookup::s8>* out) {
     S8 low[kQueries], high[kQueries];
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) low[q] = high[q] = starts[q];
     const auto unpack = [&](int64_t from, U8& first, U8& second) {
-      const U8 code = load_bytes(codes.at + from);
+      const U8 code = load_bytes(block.codes + from);
       first = code & 15, second = code >> 4;
     };
     int64_t at = 0;
-    for (; at + 2 * kBytes <= parts * 16; at += 2 * kBytes) {  // two entries fit a byte: most_signed
-      prefetch(codes.ahead + at, 2 * kBytes);
+    for (; at + 2 * kBytes <= parts * 16; at += 2 * kBytes) {  // equivalent: one at a time is slower
+      // Two entries fit a byte: most_signed.
+      prefetch(block.ahead + at, 2 * kBytes);
       U8 first[2], second[2];
       unpack(at, first[0], second[0]), unpack(at + kBytes, first[1], second[1]);
 #pragma GCC unroll 4
@@ -124,14 +125,14 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
   }
 
   template <int kQueries>
-  __attribute__((always_inline)) static void sums(const Codes& codes, int64_t parts, const uint8_t* const* tables,
+  __attribute__((always_inline)) static void sums(const Block& block, int64_t parts, const uint8_t* const* tables,
                                                   const S8*, Sums<Four, Lookup::u16>* out) {
-    prefetch(codes.ahead, parts * 16);
+    prefetch(block.ahead, parts * 16);
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
       Exact low, high;
       for (int64_t at = 0; at < parts * 16; at += kBytes) {  // equivalent: likewise
-        const U8 code = load_bytes(codes.at + at), table = load_bytes(tables[q] + at);
+        const U8 code = load_bytes(block.codes + at), table = load_bytes(tables[q] + at);
         low.add(lookup16(table, code & 15));
         high.add(lookup16(table, code >> 4));
       }
@@ -166,14 +167,14 @@ struct Six {  // bits: four parts in 192 bytes, of which each third looks up 64 
   }
 
   template <int kQueries>
-  __attribute__((always_inline)) static void sums(const Codes& codes, int64_t parts, const uint8_t* const* tables,
+  __attribute__((always_inline)) static void sums(const Block& block, int64_t parts, const uint8_t* const* tables,
                                                   const S8* starts, Sums<Six, Lookup::s8>* out) {
-    prefetch(codes.ahead, parts * 48);
+    prefetch(block.ahead, parts * 48);
     for (int first = 0; first < kRegisters; ++first) {
       S8 sum[kQueries][2];
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) sum[q][0] = starts[q], sum[q][1] = S8{};
-      walk<kQueries>(codes.at + first * kBytes, parts, tables,
+      walk<kQueries>(block.codes + first * kBytes, parts, tables,
                      [&](int q, int i, U8 x) { sum[q][i % 2] = add_saturated(sum[q][i % 2], (S8)x); });
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) out[q].of[first] = add_saturated(sum[q][0], sum[q][1]);
@@ -181,14 +182,14 @@ struct Six {  // bits: four parts in 192 bytes, of which each third looks up 64 
   }
 
   template <int kQueries>
-  __attribute__((always_inline)) static void sums(const Codes& codes, int64_t parts, const uint8_t* const* tables,
+  __attribute__((always_inline)) static void sums(const Block& block, int64_t parts, const uint8_t* const* tables,
                                                   const S8*, Sums<Six, Lookup::u16>* out) {
-    prefetch(codes.ahead, parts * 48);
+    prefetch(block.ahead, parts * 48);
     for (int first = 0; first < kVectors; first += kBytes)
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
         Exact sum;
-        walk<1>(codes.at + first, parts, tables + q, [&](int, int, U8 x) { sum.add(x); });
+        walk<1>(block.codes + first, parts, tables + q, [&](int, int, U8 x) { sum.add(x); });
         memset(out[q].of + first, 0, kBytes * 2);
         sum.add_to(out[q].of + first);
       }
