@@ -73,6 +73,16 @@ def test_signed_sums_find_the_best(isa, bits, parts):
     assert near.max() < 0.35
 
 
+@pytest.mark.parametrize("second", range(1, 8))
+def test_the_largest_entries_of_two_parts_add_up(isa, second):
+    """Whichever two the instruction set adds before it saturates: a byte that wrapped would be the worst."""
+    lut = torch.zeros(1, 8, 16)
+    lut[0, [0, second], 3] = 1.0
+    codes = torch.zeros(100, 8, dtype=torch.uint8)
+    codes[40, [0, second]] = 3
+    assert pq_scan(lut, pack_codes(codes, 4), 100, 1).indices.item() == 40
+
+
 def test_more_queries_than_a_task_takes_and_threads(isa):
     codes, lut = made(1, 3000, 4, 8, 37)
     packed = pack_codes(codes, 4)
