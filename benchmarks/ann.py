@@ -2,8 +2,8 @@
 
 Of a data set some rows are held out as queries. On one half of them settings are picked: for each library, over its own
 grid and for each mode, the quickest that reaches the recall. On the other half they are timed in turn and scored. All
-build and search on as many threads. ScaNN's wheel runs its SSE4 kernels on every machine: that is "scann"; "scann
-forced" has its flags set to the instruction set of this machine.
+build and search on as many threads, and get numpy's arrays. ScaNN's wheel runs its SSE4 kernels on every machine: that
+is "scann"; "scann forced" has its flags set to the instruction set of this machine.
 """
 
 import ctypes
@@ -128,7 +128,6 @@ class Built:
         make: of a setting, the search and what must be called before it.
         settings: what the numbers of a setting are.
         grid: lines of settings, each from cheap to costly.
-        convert: numpy's queries to what it takes.
         size: bytes.
         variants: other ways to search the same index, by provider's name.
     """
@@ -137,7 +136,6 @@ class Built:
     settings: tuple[str, ...]
     grid: Sequence[Sequence[Pair]]
     size: Callable[[], int]
-    convert: Callable[[Floats], Any] = lambda queries: queries
     variants: Mapping[str, Make] = field(default_factory=dict)
 
 
@@ -169,7 +167,7 @@ def _tamis(spec: str, data: Data, threads: int) -> Built:
 
     size = sum(buffer.nbytes for buffer in index.buffers() if buffer is not None)
     exact = {"tamis u16": partial(make, lookup="u16")}
-    return Built(make, ("leaves", "rerank"), _two(LEAVES, RERANK), lambda: size, torch.from_numpy, exact)
+    return Built(make, ("leaves", "rerank"), _two(LEAVES, RERANK), lambda: size, exact)
 
 
 def _scann(data: Data, threads: int) -> Built:
@@ -196,7 +194,7 @@ def _scann(data: Data, threads: int) -> Built:
             return sum(file.stat().st_size for file in Path(folder).iterdir())
 
     variants = {"scann forced": partial(make, forced=True)}
-    return Built(make, ("leaves", "reorder"), _two(LEAVES, RERANK), size, variants=variants)
+    return Built(make, ("leaves", "reorder"), _two(LEAVES, RERANK), size, variants)
 
 
 def _scann_flags(forced: bool) -> None:
@@ -328,18 +326,18 @@ class Contest:
 
     def _swept(self, name: str) -> dict[Pair, Point]:
         built, _ = self.index(name)
-        return recall.sweep(built.make, built.grid, built.convert(self.data.picking), self.picking)
+        return recall.sweep(built.make, built.grid, self.data.picking, self.picking)
 
     def _points(self, name: str, a_call: int) -> dict[Pair, Point]:
         built, _ = self.index(name)
-        return recall.again(built.make, self.swept(name), _pieces(built.convert(self.data.picking), a_call))
+        return recall.again(built.make, self.swept(name), _pieces(self.data.picking, a_call))
 
     def route(self, name: str, a_call: int, target: float) -> Route:
         picked = AT.get(name, name)
         setting = recall.pick(self.points(picked, a_call) or self.swept(picked), target)  # none near any: says so
         built, seconds = self.index(name)
         search, prepare = built.make(setting)
-        pieces = _pieces(built.convert(self.data.scoring), a_call)
+        pieces = _pieces(self.data.scoring, a_call)
         notes: dict[str, Any] = {
             "settings": ", ".join(f"{what} {n}" for what, n in zip(built.settings, setting, strict=True)),
             "build_s": seconds,

@@ -1,5 +1,4 @@
 // tamis._native: what was built, what this machine is, and what it can do at best. No torch, no arithmetic of its own.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <algorithm>
@@ -21,8 +20,8 @@
 #include <unistd.h>
 #endif
 #include "kernels/common/probe.h"
-#include "ann_open.h"
 #include "isa.h"
+#include "native.h"
 
 namespace py = pybind11;
 
@@ -206,47 +205,10 @@ double probe(const std::string& kind, const std::string& isa, double seconds, in
 }  // namespace
 }  // namespace tamis
 
-namespace {
-
-// One query of an open index: (distances, indices), or None where it is not float32, contiguous, finite and of [d] or
-// [1, d]. A step that only the checked way explains.
-py::object search(uintptr_t address, const py::array& query, int64_t k, int64_t leaves, int64_t rerank, bool u16) {
-  using tamis::Lookup, tamis::OneSearch, tamis::OpenIndex;
-  using Floats = py::array_t<float, py::array::c_style>;
-  const OpenIndex& index = *reinterpret_cast<const OpenIndex*>(address);
-  const bool one = query.ndim() == 1;
-  if (!py::isinstance<Floats>(query) || !(one || (query.ndim() == 2 && query.shape(0) == 1)) ||
-      query.shape(query.ndim() - 1) != index.ivf.d || (u16 && index.ivf.codes.parts > 256) || k < 1 || leaves < 1 ||
-      rerank < 1)
-    return py::none();
-  const float* const x = static_cast<const float*>(query.data());
-  float zero = 0;
-  for (int64_t i = 0; i < index.ivf.d; ++i) zero += x[i] * 0;
-  if (zero != 0) return py::none();
-  const std::vector<int64_t> shape = one ? std::vector<int64_t>{k} : std::vector<int64_t>{1, k};
-  py::array_t<float> values(shape);
-  py::array_t<int64_t> ids(shape);
-  const OneSearch op = {
-      x, k, leaves, rerank, u16 ? Lookup::u16 : Lookup::s8, values.mutable_data(), ids.mutable_data()};
-  bool done;
-  {
-    const py::gil_scoped_release released;
-    done = index.search(index, op);
-  }
-  if (!done) throw std::bad_alloc();
-  return py::make_tuple(values, ids);
-}
-
-}  // namespace
-
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "What was built, what this machine is, and what it can do at best.";
+  m.doc() = "What was built, what this machine is, and what it can do at best; one query of an index.";
   m.def("isa_report", &tamis::isa_report,
         "Instruction sets compiled and runnable (best first), the CPU's name and features.");
-  m.def("search", &search, py::arg("index").none(false), py::arg("query").noconvert(), py::arg("k"), py::arg("leaves"),
-        py::arg("rerank"), py::arg("u16"),
-        "One query of what the op _ivf_open gave, by its address; None where it is not float32, contiguous, finite and "
-        "of [d] or [1, d].");
   m.def(
       "probe", &tamis::probe, py::arg("kind"), py::arg("isa") = "", py::arg("seconds") = 0.1,
       py::arg("bytes") = int64_t(256) << 20, py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>(),
@@ -257,4 +219,5 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init<const std::string&, const std::string&, int64_t, int>(), py::arg("kind"), py::arg("isa") = "",
            py::arg("bytes") = int64_t(256) << 20, py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>())
       .def("rate", &tamis::Prober::rate, py::call_guard<py::gil_scoped_release>(), "Work a second, once.");
+  tamis::bind_search(m);
 }

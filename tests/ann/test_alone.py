@@ -29,13 +29,17 @@ def index(request):
 @pytest.fixture
 def straight(monkeypatch):
     """How many searches went there."""
-    found, real = [], _native.search
+    found = []
 
-    def counted(*args):
-        found.append(real(*args))
-        return found[-1]
+    def counting(real):
+        def counted(*args):
+            found.append(real(*args))
+            return found[-1]
 
-    monkeypatch.setattr(_native, "search", counted)
+        return counted
+
+    for name in ("search", "search_tensor"):
+        monkeypatch.setattr(_native, name, counting(getattr(_native, name)))
     return lambda: sum(one is not None for one in found)
 
 
@@ -58,7 +62,15 @@ def test_the_same_bits_as_in_a_batch(isa, index, straight, k, tuning, lookup):
 def test_what_is_not_for_it_goes_the_checked_way(index, straight):
     want = index.search(Q[:2]).indices[0]
     wide = torch.stack((Q[0], Q[0]), 1)[:, 0]  # strided
-    others = [wide, wide.numpy(), Q[0].double().numpy().astype(np.float32)[::-1][::-1], Q[:1].expand(2, D)]
+    minus = torch._neg_view(-Q[0])  # its bits are of -Q[0]
+    others = [
+        wide,
+        minus,
+        Q[0].clone().requires_grad_(),
+        wide.numpy(),
+        Q[0].double().numpy().astype(np.float32)[::-1][::-1],
+        Q[:1].expand(2, D),
+    ]
     for one in others:
         got = torch.as_tensor(index.search(one).indices)
         assert torch.equal(got.view(-1, 10)[0], want)
@@ -70,6 +82,8 @@ def test_what_is_not_for_it_goes_the_checked_way(index, straight):
         index.search(Q[0] * float("inf"))
     with pytest.raises(ValueError, match="k: expected at least 1"):
         index.search(Q[0], 0)
+    with pytest.raises((TypeError, ValueError), match="queries: "):
+        index.search(Q[0].to_sparse())
     with pytest.raises(TypeError, match="k: "):
         index.search(Q[0], 2.5)
     assert straight() <= 1

@@ -121,20 +121,17 @@ class Index(nn.Module):
 
     def _alone(self, queries: Array, k: int, how: Tuning) -> SearchResult | None:
         """Of one query; None where it is not one that needs no more checks."""
-        if torch.compiler.is_compiling():
-            return None
-        array: Any = queries
-        if type(queries) is Tensor:
-            if queries.dtype != torch.float32 or not queries.is_cpu or queries.requires_grad:
-                return None
-            array = queries.numpy()
-        if type(array) is not np.ndarray or type(k) is not int:
+        if torch.compiler.is_compiling() or type(k) is not int:
             return None
         opened = self._opened or self._open()
-        found = opened and _native.search(opened[0], array, k, how.leaves, how.rerank, how.lookup == "u16")
-        if not found:
+        if not opened:
             return None
-        return SearchResult(*(found if array is queries else map(torch.from_numpy, found)))
+        found, rest = None, (k, how.leaves, how.rerank, how.lookup == "u16")
+        if type(queries) is np.ndarray:
+            found = _native.search(opened[0], queries, *rest)
+        elif type(queries) is Tensor and not (queries.requires_grad or queries.is_neg()):
+            found = _native.search_tensor(opened[0], queries, Tensor.__dlpack_c_exchange_api__, *rest)
+        return SearchResult(*found) if found else None
 
     def _open(self) -> tuple[int, tuple[Tensor | None, ...]] | None:
         """The address of what _native.search takes, and all that must live as long."""
