@@ -35,6 +35,19 @@ def test_counts_exact_zeros():
     assert activation_sparsity(model, [x]) == {"0": 100 * 5 / 8}
 
 
+def test_a_model_compiled_before():
+    model, x = mlp().eval(), random(3, 4)
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(x)
+    assert [*activation_sparsity(compiled, [x]).values()] == [*activation_sparsity(model, [x]).values()]
+
+
+def test_nothing_that_counts_is_said():
+    with pytest.raises(ValueError, match=r"loader: expected batches that reach .+, got 1 of none"):
+        activation_sparsity(mlp(), [random(3, 4)], mask=lambda name, batch: torch.zeros(3))
+
+
 @pytest.mark.parametrize("batch", [lambda x: x, lambda x: (x, "labels"), lambda x: [x], lambda x: {"input": x}])
 def test_batches(batch):
     model, x = mlp(), random(3, 4)
@@ -168,6 +181,8 @@ def test_mask_by_function():
         ("loader", (nn.ReLU(), []), ValueError),
         ("loader", (nn.ReLU(), ["text"]), TypeError),
         ("loader", (nn.ReLU(), [()]), TypeError),
+        ("loader", (nn.ReLU(), None), TypeError),
+        ("loader", (nn.ReLU(), {"input": torch.ones(2)}), TypeError),
     ],
 )
 def test_refuses(name, arguments, error):

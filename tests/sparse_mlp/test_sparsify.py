@@ -216,9 +216,33 @@ class TestLeft:
         assert self.why(hooked) == "0: hooked"
         replaced[2].forward = lambda x: x
         assert self.why(replaced) == "2: its forward is replaced on the instance, as accelerate's hooks do"
+        backward = mlp()
+        backward[0].register_full_backward_hook(lambda module, gave, got: None)
+        assert self.why(backward) == "0: hooked"
+
+    def test_a_sequential_that_goes_another_way(self):
+        class Normed(nn.Sequential):
+            def forward(self, x):
+                hidden = self[1](self[0](x))
+                return self[2](hidden / hidden.norm(dim=-1, keepdim=True))
+
+        class Heir(Normed):
+            pass
+
+        for kind in (Normed, Heir):
+            assert self.why(kind(*mlp())) == "its class is not in the table"
 
 
 class TestStays:
+    def test_trained_after_inference_mode(self):
+        model, x = mlp(), random(3, 4)
+        with torch.inference_mode():
+            sparsify(model, 3)
+        model(x).sum().backward()
+        with torch.inference_mode():
+            restore(model)
+        model(x).sum().backward()
+
     def test_parameters(self):
         model = mlp()
         model[2].weight.requires_grad_(False)

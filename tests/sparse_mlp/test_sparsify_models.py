@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from sparse_mlp.models import D_FF, MODELS, make, output
 from tamis.sparse_mlp import restore, sparsify
 from tamis.sparse_mlp.patterns import PATTERNS, activation_of
@@ -283,3 +284,54 @@ def test_a_class_without_the_attributes_is_left():
     layer.renamed, _ = layer.fc1, delattr(layer, "fc1")
     (left,) = sparsify(model, 6).left
     assert left.kind == "OPTDecoderLayer" and "fc1" in left.why
+
+
+@pytest.mark.parametrize("part", ["intermediate", "output"])
+def test_a_hook_between_the_block_and_its_parts_is_seen(part):
+    model, _ = make("bert")
+    getattr(model.encoder.layer[0], part).register_forward_pre_hook(lambda module, args: None)
+    report = sparsify(model, 2)
+    assert [each.why for each in report.left] == [f"Bert{part.capitalize()}: hooked"]
+
+
+class Parts(nn.Module):
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+LIKE_MLPS = {
+    "its gate is in its up projection": Parts(up=nn.Linear(4, 16), down=nn.Linear(8, 4)),
+    "in two modules": Parts(first=Parts(dense=nn.Linear(4, 8)), second=Parts(dense=nn.Linear(8, 4))),
+    "experts": Parts(up=nn.Parameter(torch.ones(2, 4, 8)), down=nn.Parameter(torch.ones(2, 8, 4))),
+}
+UNLIKE_MLPS = {
+    "two up": Parts(x=nn.Linear(4, 8), y=nn.Linear(4, 8)),
+    "an MLP and what follows it": Parts(
+        first=nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 4)), second=nn.Linear(12, 4)
+    ),
+    "a convolution": Parts(x=nn.Conv1d(3, 8, 5), y=nn.Conv1d(8, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("what", [*LIKE_MLPS, *UNLIKE_MLPS])
+def test_what_looks_like_an_mlp_is_listed(what):
+    model = nn.ModuleDict(
+        {"a": (LIKE_MLPS | UNLIKE_MLPS)[what], "b": nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))}
+    )
+    report = sparsify(model, 2)
+    assert [(each.name, each.why) for each in report.left] == [("a", "its class is not in the table")] * (
+        what in LIKE_MLPS
+    )
+
+
+def test_roberta_is_listed():
+    config = transformers.RobertaConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=D_FF
+    )
+    model = nn.ModuleDict({"known": make("bert")[0], "unknown": transformers.RobertaModel(config)})
+    left = sparsify(model, 2).left
+    assert [(each.name, each.kind) for each in left] == [
+        (f"unknown.encoder.layer.{i}", "RobertaLayer") for i in range(2)
+    ]

@@ -7,6 +7,7 @@ import torch
 from helpers import NAN
 from hypothesis import given, settings
 from tamis.sparse_mlp import reference, topk_mlp
+from tamis.sparse_mlp.mlp import DENSE_SHARE, FEW_TOKENS
 from tamis.sparse_mlp.reference import ACTIVATIONS
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -71,7 +72,8 @@ def check(x, ws, k, act, tolerance):
     st.data(),
 )  # fmt: skip
 def test_forward_and_backward(isa, tokens, d, d_ff, out, act, gated, biased, dtype, seed, data):
-    k = data.draw(st.integers(1, max(1, d_ff // 2)))  # more is dense
+    most = d_ff if tokens <= FEW_TOKENS else int(DENSE_SHARE[dtype.itemsize] * d_ff)  # more is dense
+    k = data.draw(st.integers(1, max(1, most)))
     ws = weights(seed, d, d_ff, out, gated=gated, biased=biased, dtype=dtype)
     check(made(seed - 1 if seed else 9, tokens, d).to(dtype), ws, k, act, TOLERANCE[dtype])
 
@@ -137,14 +139,14 @@ def test_fewer_fire_than_may(isa):
     assert not fired.all()
     w_down[~fired] = NAN
     leaf = ws[0].clone().requires_grad_()
-    y = topk_mlp(x, leaf, ws[1], w_down, ws[3], 30)
+    y = topk_mlp(x, leaf, ws[1], w_down, ws[3], 19)
     assert y.isfinite().all()
     y.sum().backward()
     assert leaf.grad[~fired].abs().max() == 0
 
 
 @pytest.mark.parametrize("selection", ["exact", "gaussian"])
-@pytest.mark.parametrize("k", [8, 30])
+@pytest.mark.parametrize("k", [8, 19])
 @pytest.mark.parametrize("tokens", [4, 20])
 def test_what_is_selected_learns_from_0_too(isa, tokens, k, selection):
     """A gated layer whose w_up begins at 0, and gelu at 0."""
@@ -256,12 +258,16 @@ def test_explained():
         for n, k, selection in (
             (8, 8, "exact"),
             (9, 8, "exact"),
-            (9, 33, "exact"),
-            (8, 33, "exact"),
+            (9, 20, "exact"),
+            (8, 20, "exact"),
             (9, 8, "gaussian"),
+            (9, 20, "gaussian"),
+            (8, 20, "gaussian"),
         )
     ]
-    assert kernels == ["vectors", "tiles", "dense", "vectors", "nonzeros"]
+    assert kernels == ["vectors", "tiles", "dense", "vectors", "nonzeros", "dense", "nonzeros"]
+    x, ws = x.bfloat16(), weights(1, 24, 64, 16, dtype=torch.bfloat16)
+    assert [tamis.explain("topk_mlp", x, *ws[:4], k).kernel.split()[0] for k in (32, 33)] == ["tiles", "dense"]
 
 
 def test_second_derivative_is_refused():

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ..common.checks import FLOATS
 from .modules import TopKMLP
@@ -38,6 +39,7 @@ PATTERNS = (
     Pattern(("Gemma3nTextMLP",), "up_proj", "act_fn", "down_proj", gate="gate_proj", zeroed="activation_sparsity"),
 )
 _OF_CLASS = {name: pattern for pattern in PATTERNS for name in pattern.classes}
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 KNOWN = ", ".join([*_OF_CLASS, "nn.Sequential(Linear, activation, [Dropout], Linear)"])
 
 
@@ -77,10 +79,10 @@ def find(model: nn.Module) -> tuple[list[Block], list[Left]]:
     use = _Use(model)
     for name, module in model.named_modules():
         kind = dense_class(module)
-        pattern = _OF_CLASS.get(kind.__name__) if kind.__module__.startswith("transformers.") else None
+        pattern = _known(module)
         if pattern is not None:
             found: Iterator[Block | Left] = iter([_block(name, module, pattern)])
-        elif isinstance(module, nn.Sequential) and vars(kind).get("forward") in (None, nn.Sequential.forward):
+        elif isinstance(module, nn.Sequential) and getattr(kind, "forward", None) is nn.Sequential.forward:
             found = _runs(name, module)
         elif isinstance(module, TopKMLP):
             found = iter([Left(name, "TopKMLP", "top-k by construction: set its k")])
@@ -171,18 +173,49 @@ def _projects(module: nn.Module) -> bool:
 
 
 def _expands(module: nn.Module) -> bool:
-    """Whether it has a projection to more units than it is given, and behind it one of as many; attention may, too."""
-    if "attention" in type(module).__name__.lower():
+    """Whether it looks like an MLP: a projection to more units than it is given and, of this module or of another child
+    of it, one back from as many, or from half of them, where a gate is in the first; or experts' weights. Attention may
+    project so, too."""
+    if _attends(module):
         return False
-    sizes = [
-        _sizes(_part(module, name)) for name, child in module._modules.items() if child is not None and _projects(child)
-    ]
-    return any(up[1] > up[0] and up[1] == down[0] for i, up in enumerate(sizes) for down in sizes[i + 1 :])
+    own = [weight for weight in module._parameters.values() if weight is not None and not is_lazy(weight)]
+    stacked = [weight for weight in own if weight.dim() == 3]
+    if len(stacked) > 1 and len({weight.shape[0] for weight in stacked}) == 1:
+        return True
+    of_child = [list(_projections(child)) for child in module._modules.values() if child is not None]
+    return any(
+        up[1] > up[0] and (down[0] == up[1] or (2 * down[0], down[1]) == (up[1], up[0]))
+        for i, ups in enumerate(of_child)
+        for downs in of_child[i + 1 :]
+        for up in ups
+        for down in downs
+    )
+
+
+def _projections(module: nn.Module) -> Iterator[tuple[int, int]]:
+    """The sizes of a projection, or of those right in a module that is not attention, nor an MLP of its own."""
+    if _projects(module):
+        yield _sizes_of(module)
+    elif not (_attends(module) or isinstance(module, (nn.Sequential, TopKMLP)) or _known(module) or _expands(module)):
+        yield from (_sizes_of(child) for child in module._modules.values() if child is not None and _projects(child))
+
+
+def _attends(module: nn.Module) -> bool:
+    return "attention" in type(module).__name__.lower()
+
+
+def _known(module: nn.Module) -> Pattern | None:
+    kind = dense_class(module)
+    return _OF_CLASS.get(kind.__name__) if kind.__module__.startswith("transformers.") else None
 
 
 def _sizes(part: Part) -> tuple[int, int]:
+    return _sizes_of(part.get())
+
+
+def _sizes_of(module: Any) -> tuple[int, int]:
     """Inputs and outputs of a projection; 0 where it is none."""
-    module, outputs_first = part.get(), OUTPUTS_FIRST.get(qualified(part.kind))
+    outputs_first = OUTPUTS_FIRST.get(qualified(dense_class(module)))
     if outputs_first is None:
         return getattr(module, "in_features", 0), getattr(module, "out_features", 0)
     outputs, inputs = module.weight.shape if outputs_first else module.weight.shape[::-1]
@@ -223,11 +256,13 @@ class _Use:
         for part in projections:
             if (part.transposed or part == block.down) and len(self.memory[_memory(part.get().weight)]) > 1:
                 yield f"{part.name}.weight: shared with another module"
-        inner = {part.name: part.get() for part in parts} | {block.act[1]: act}
+        owners = {id(owner): owner for owner in (*(part.owner for part in parts), block.act[0])}
+        between = {type(owner).__name__: owner for owner in owners.values() if owner is not block.module}
+        inner = {part.name: part.get() for part in parts} | {block.act[1]: act} | between
         for name, module in {**inner, "the block": block.module if block.gate else None}.items():
             if "forward" in getattr(module, "__dict__", ()):
                 yield f"{name}: its forward is replaced on the instance, as accelerate's hooks do"
-            if name in inner and isinstance(module, nn.Module) and (module._forward_hooks or module._forward_pre_hooks):
+            if name in inner and isinstance(module, nn.Module) and any(getattr(module, hooks) for hooks in HOOKS):
                 yield f"{name}: hooked"
         if block.activation is None:
             name = type(act).__name__ if isinstance(act, nn.Module) else getattr(act, "__name__", repr(act))

@@ -43,6 +43,8 @@ def activation_sparsity(
     """
     if not isinstance(model, nn.Module):
         fail(FN, "model", "a torch.nn.Module", type(model).__name__, TypeError)
+    if isinstance(loader, Mapping) or not isinstance(loader, Iterable):
+        fail(FN, "loader", "batches, one after the other", type(loader).__name__, TypeError)
     counting = _Counting(mask)
     handles = _watch(model, counting)
     if not handles:
@@ -52,7 +54,7 @@ def activation_sparsity(
     batches = 0
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled code would pass hooks by
             for counting.batch in loader:
                 _call(model, counting.batch, device)
                 batches += 1
@@ -63,6 +65,8 @@ def activation_sparsity(
             module.training = flag
     if not batches:
         fail(FN, "loader", "one batch or more", "none")
+    if not any(count for _, count in counting.totals.values()):
+        fail(FN, "loader", "batches that reach an MLP or an activation, with tokens that count", f"{batches} of none")
     return {name: 100 * float(nonzero) / count for name, (nonzero, count) in counting.totals.items() if count}
 
 

@@ -17,6 +17,7 @@ from ..common.checks import fail
 from ..common.linear import autocast
 from . import modules
 from .modules import Options, Weights
+from .reference import multiplied
 
 OUTPUTS_FIRST = {"torch.nn.modules.linear.Linear": True, "transformers.pytorch_utils.Conv1D": False}  # in its weight
 
@@ -51,7 +52,7 @@ class Swapped(nn.Module):
     def lay(self) -> None:
         """The weight neuron by neuron in memory."""
         if self.transposed and not _lies(self.weight.mT):
-            _relaid(self.weight, self.weight.data.mT.contiguous().mT)
+            _relaid(self.weight, transposed=True)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
@@ -129,7 +130,7 @@ class Down(Swapped):
         if dropout is None or not dropout.training or dropout.p == 0:
             return modules.forward(x, self.weights(), self._topk.options)
         dropped = functional.dropout(self.hidden(x), dropout.p)
-        return functional.linear(dropped, *autocast(self.weights().w_down.mT, self.bias))
+        return multiplied(dropped, *autocast(self.weights().w_down, self.bias))
 
     def hidden(self, x: Tensor) -> Tensor:
         """[*, d_ff]: the values that it multiplies."""
@@ -161,16 +162,17 @@ def swap(module: nn.Module, mixin: Any, state: object = None) -> None:
 
 def unswap(module: Swapped) -> None:
     if module.transposed:
-        _relaid(module.weight, module.weight.data.contiguous())
+        _relaid(module.weight, transposed=False)
     del module._topk
     module.__class__ = module.dense_class  # type: ignore[assignment]
 
 
-def _relaid(weight: Tensor, data: Tensor) -> None:
-    """And its gradient, which optimizers read beside it."""
-    weight.data = data
-    if weight.grad is not None and weight.grad.layout == torch.strided:
-        weight.grad.data = torch.empty_like(data, dtype=weight.grad.dtype).copy_(weight.grad)
+def _relaid(weight: Tensor, *, transposed: bool) -> None:
+    """Rows, or columns, side by side in memory; so its gradient, which optimizers read beside it."""
+    with torch.inference_mode(False):  # or it could not be trained any more
+        weight.data = data = weight.data.mT.contiguous().mT if transposed else weight.data.contiguous()
+        if weight.grad is not None and weight.grad.layout == torch.strided:
+            weight.grad.data = torch.empty_like(data, dtype=weight.grad.dtype).copy_(weight.grad)
 
 
 def rows(weight: Tensor, transposed: bool) -> Tensor:
