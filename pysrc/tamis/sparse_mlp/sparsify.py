@@ -67,7 +67,8 @@ def sparsify(
     Args:
         k: neurons that count for each token: an integer from 1 to d_ff, a float share of d_ff in (0, 1] (1.0: all), or
             a mapping from MLPs' names to either; those not in it are left.
-        selection: as topk_mlp. "gaussian" is Gemma 3n's own; its layers with activation_sparsity take no other.
+        selection: as topk_mlp. "gaussian" is Gemma 3n's own, in float32 where transformers
+            computes in the model's dtype, and of a whole k; its layers with activation_sparsity take no other.
         modules: names of MLPs, as the report has them, or a predicate of name and module; all where it is None.
     Raises:
         TypeError, ValueError: an argument, before any change; no MLP to replace.
