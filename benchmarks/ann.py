@@ -273,6 +273,7 @@ def _usearch(data: Data, threads: int) -> Built:
 OURS = {
     "tamis": "tree{leaves},pq{dims}x4,reorder-int8+fp32",
     "tamis bf16": "tree{leaves},pq{dims}x4,reorder-int8+bf16",
+    "tamis without bytes": "tree{leaves},pq{dims}x4,reorder-fp32",  # what FAISS keeps
 }
 OURS_VBMI = {"tamis": "tree{leaves},pq{dims}x6,reorder-int8+fp32", "tamis 4 bits": OURS["tamis"]}
 PEERS: dict[str, Callable[[Data, int], Built]] = {

@@ -66,6 +66,8 @@ def _topk(rows: int, size: int, k: int, dtype: str) -> Case:
 
 
 LAYER = (2048, 8192, 246)  # d, d_ff, k: 3%, and weights larger than a last cache
+MANY = (512, 768, 3072)  # tokens, d, d_ff
+SHARES = (0.3, 0.5, 0.51)  # of the neurons: where topk_mlp goes over to a dense product
 TRAINED = (2048, 768, 3072, 154)  # tokens, d, d_ff, k: 5%
 Layer = tuple[Tensor, ...]  # x, w_up, w_down
 
@@ -133,8 +135,7 @@ def _step(call: Callable[..., Tensor], *tensors: Tensor) -> Route:
     return Route(run)
 
 
-def _topk_mlp(tokens: int, dtype: str) -> Case:
-    d, d_ff, k = LAYER
+def _topk_mlp(tokens: int, d: int, d_ff: int, k: int, dtype: str) -> Case:
     providers = _layer_providers(k, _forward)
     if dtype != "float32":
         float32 = providers["torch dense"]
@@ -148,7 +149,9 @@ def _topk_mlp(tokens: int, dtype: str) -> Case:
         setup=lambda: _layer(tokens, d, d_ff, DTYPES[dtype]),
         providers=providers,
         truth=lambda layer: (_masked(*(t.double() for t in layer), k=k),),
-        read=width * (d_ff * d + tokens * (k + 1) * d),  # what is written is a thousandth of it
+        read=width * d * (d_ff + tokens + min(tokens * k, d_ff)),
+        written=width * tokens * d,
+        flops=2 * tokens * d * (d_ff + k),
         on_gpu=_gathered(k, _forward),
     )
 
@@ -222,19 +225,22 @@ def _gaussian(mode: str) -> Case:
 
 def cases(*, quick: bool, peers: bool) -> Iterator[Case]:
     """topk forward: the last layer's logits, one long row, a hidden layer, a router. topk_mlp: a few tokens through
-    weights larger than the caches, and a training step. gaussian_topk."""
+    weights larger than the caches, many with large k, and a training step. gaussian_topk."""
     for shape in (QUICK,) if quick else SHAPES:
         for dtype in DTYPES if shape == (512, 32000, 64) else ("float32",):
             yield _topk(*shape, dtype)
-    yield _topk_mlp(1, "float32")
+    yield _topk_mlp(1, *LAYER, "float32")
     if quick:
         return
-    yield _topk_mlp(1, "bfloat16")
+    yield _topk_mlp(1, *LAYER, "bfloat16")
     for tokens in (2, 8):
         for dtype in DTYPES:
-            yield _topk_mlp(tokens, dtype)
+            yield _topk_mlp(tokens, *LAYER, dtype)
     for dtype in DTYPES:
         yield _product(dtype)
+    for share in SHARES:
+        for dtype in DTYPES:
+            yield _topk_mlp(*MANY, int(share * MANY[2]), dtype)
     yield _training()
     for mode in ("forward", "forward and backward"):
         yield _gaussian(mode)

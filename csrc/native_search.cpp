@@ -3,6 +3,7 @@
 #include "native.h"
 #include <ATen/dlpack.h>
 #include <pybind11/numpy.h>
+#include <utility>
 #include <vector>
 #include "ann_open.h"
 

@@ -147,7 +147,7 @@ def test_a_neighbour_of_a_stored_vector_is_itself():
 
 @pytest.mark.parametrize(("levels", "kept"), [("fp32", 4 * D), ("int8+bf16", 64 + 2 * D), ("int8+fp32", 64 + 4 * D)])
 def test_bytes_of_a_vector(levels, kept):
-    """Its code, its row and what it is compared by: with fp32 no more than FAISS keeps of the same bits."""
+    """Its code, its row and what it is compared by."""
     index = Index.build(X, spec=f"tree30,pq2x4,reorder-{levels}")
     held = sum(buffer.nbytes for buffer in index.buffers() if buffer is not None and len(buffer) >= N)
     code = D / 4

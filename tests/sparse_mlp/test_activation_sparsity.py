@@ -1,5 +1,8 @@
 """activation_sparsity: 100 * nonzero / count, of MLPs dense and sparse, and of activations alone."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from sparse_mlp.models import D_FF, MODELS, make
@@ -41,6 +44,16 @@ def test_a_model_compiled_before():
     with torch.no_grad():
         compiled(x)
     assert [*activation_sparsity(compiled, [x]).values()] == [*activation_sparsity(model, [x]).values()]
+
+
+def test_the_compiler_is_not_loaded_for_it():
+    code = """
+import sys, torch, tamis
+from tamis.sparse_mlp import activation_sparsity
+activation_sparsity(torch.nn.Sequential(torch.nn.ReLU()), [torch.ones(2)])
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_nothing_that_counts_is_said():

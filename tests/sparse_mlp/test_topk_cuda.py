@@ -121,6 +121,26 @@ def test_by_nvrtc(monkeypatch, shape, sorted, dtype):
             assert torch.equal(got, want)
 
 
+REFUSED = [
+    (torch.ones(3), 0, -1, ValueError, "k: expected 1 to 3, .+ got 0"),
+    (torch.ones(2, 5), 6, -1, ValueError, "k: expected 1 to 5, .+ got 6"),
+    (torch.ones(3), 1, 1, ValueError, "dim: expected -1 to 0, got 1"),
+    (torch.ones(3, dtype=torch.int32), 1, -1, TypeError, "x: expected .+ got torch.int32"),
+    (torch.tensor(1.0), 1, -1, ValueError, "x: expected at least one axis, got a number"),
+]
+
+
+@pytest.mark.parametrize("way", ["nvrtc", "binary", "reference", "meta"])
+@pytest.mark.parametrize(("x", "k", "dim", "error", "words"), REFUSED)
+def test_refused_before_a_launch(monkeypatch, way, x, k, dim, error, words):
+    """Of the raw op, which no Python function stands before."""
+    monkeypatch.setattr(cuda, "runs", lambda op, device: way == "binary")
+    monkeypatch.setattr(nvrtc, "available", lambda: True)
+    ops = {"reference": reference.topk, "meta": torch.ops.tamis.topk}
+    with pytest.raises(error, match=f"tamis.topk: {words}"):
+        ops.get(way, cuda.topk)(x.to("meta") if way == "meta" else x, k, dim, True)
+
+
 def test_the_raw_op_refuses_what_is_not_on_a_gpu():
     if not backend.built("topk"):
         pytest.skip("no nvcc")

@@ -20,6 +20,7 @@ SORT_MOST = 2048  # of k, by the kernel: kTopkSortMost of csrc/sparse_mlp_cuda.h
 
 def topk(x: Tensor, k: int, dim: int = -1, sorted: bool = True) -> tuple[Tensor, Tensor]:
     """CUDA C++ where it was built for the device or CuPy compiles it, else plain torch."""
+    reference.check_topk(x, k, dim)
     by_binary = runs("topk", x.device)
     if not by_binary and not nvrtc.available():
         return reference.topk(x, k, dim, sorted)

@@ -170,7 +170,7 @@ def _by_cut(few: bool, sparse: bool, *args: Any) -> Tensor:
     if sparse:
         y: Tensor = torch.ops.tamis._sparse_linear(hidden, gate.detach(), w_down, b_down)
     else:
-        y = reference.multiplied(hidden, w_down, b_down)
+        y = reference.project_down(hidden, w_down, b_down)
     return y.reshape(*x.shape[:-1], w_down.shape[1])
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..common.backend import choose
-from ..common.checks import FLOATS, NAMES, check_bool, check_dense, check_integer, fail
+from ..common.checks import check_bool, check_dense, check_integer
 from ..common.registry import below_autograd, register
 from . import cuda, reference
 
@@ -36,15 +36,8 @@ def topk(x: Tensor, k: int, *, dim: int = -1, sorted: bool = True, impl: str = "
     """
     fn = "topk"
     x = check_dense(fn, "x", x)
-    if x.dtype not in FLOATS:
-        fail(fn, "x", NAMES, x.dtype, TypeError)
-    if x.dim() == 0:
-        fail(fn, "x", "at least one axis", "a number")
     k, dim = check_integer(fn, "k", k), check_integer(fn, "dim", dim)
-    if not -x.dim() <= dim < x.dim():
-        fail(fn, "dim", f"{-x.dim()} to {x.dim() - 1}", dim)
-    if not 1 <= k <= x.shape[dim]:
-        fail(fn, "k", f"1 to {x.shape[dim]}, the size of dim {dim}", k)
+    reference.check_topk(x, k, dim)
     check_bool(fn, "sorted", sorted)
     choice = choose(fn, impl, x)
     op: Callable[..., Any] = reference.topk if choice.backend == "reference" else torch.ops.tamis.topk.default
@@ -63,10 +56,11 @@ class _TopK(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (indices,) = ctx.saved_tensors
-        return grads[0].new_zeros(ctx.shape).scatter(ctx.dim, indices, grads[0]), None, None, None
+        return grads[0].new_zeros(ctx.shape).scatter_(ctx.dim, indices, grads[0]), None, None, None
 
 
 def _fake(x: Tensor, k: int, dim: int, sorted: bool) -> tuple[Tensor, Tensor]:
+    reference.check_topk(x, k, dim)
     axes = [*x.transpose(dim, -1).shape[:-1], k]
     made = (x.new_empty(axes, dtype=dtype).transpose(dim, -1) for dtype in (x.dtype, torch.int64))
     return next(made), next(made)

@@ -256,13 +256,14 @@ class _Use:
         for part in projections:
             if (part.transposed or part == block.down) and len(self.memory[_memory(part.get().weight)]) > 1:
                 yield f"{part.name}.weight: shared with another module"
-        owners = {id(owner): owner for owner in (*(part.owner for part in parts), block.act[0])}
-        between = {type(owner).__name__: owner for owner in owners.values() if owner is not block.module}
-        inner = {part.name: part.get() for part in parts} | {block.act[1]: act} | between
-        for name, module in {**inner, "the block": block.module if block.gate else None}.items():
+        owners = dict.fromkeys([*(part.owner for part in parts), block.act[0]])
+        between = [(type(owner).__name__, owner) for owner in owners if owner is not block.module]
+        inner = [*((part.name, part.get()) for part in parts), (block.act[1], act), *between]
+        for name, module in [*inner, ("the block", block.module if block.gate else None)]:
             if "forward" in getattr(module, "__dict__", ()):
                 yield f"{name}: its forward is replaced on the instance, as accelerate's hooks do"
-            if name in inner and isinstance(module, nn.Module) and any(getattr(module, hooks) for hooks in HOOKS):
+        for name, module in inner:
+            if isinstance(module, nn.Module) and any(getattr(module, hooks) for hooks in HOOKS):
                 yield f"{name}: hooked"
         if block.activation is None:
             name = type(act).__name__ if isinstance(act, nn.Module) else getattr(act, "__name__", repr(act))

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..common.checks import FLOATS, NAMES, fail
+
 ACTIVATIONS = {
     "relu": functional.relu,
     "squared_relu": lambda x: functional.relu(x).square(),
@@ -23,8 +25,22 @@ def descending(x: Tensor) -> Tensor:
     return torch.sort(key, dim=-1, descending=True, stable=True).indices
 
 
+def check_topk(x: Tensor, k: int, dim: int) -> None:
+    """What topk is given: TypeError, ValueError. Sizes that a traced graph leaves open pass."""
+    if x.dtype not in FLOATS:
+        fail("topk", "x", NAMES, x.dtype, TypeError)
+    if x.dim() == 0:
+        fail("topk", "x", "at least one axis", "a number")
+    if not -x.dim() <= dim < x.dim():
+        fail("topk", "dim", f"{-x.dim()} to {x.dim() - 1}", dim)
+    n = x.shape[dim]
+    if isinstance(k, int) and isinstance(n, int) and not 1 <= k <= n:
+        fail("topk", "k", f"1 to {n}, the size of dim {dim}", k)
+
+
 def topk(x: Tensor, k: int, dim: int = -1, sorted: bool = True) -> tuple[Tensor, Tensor]:
     """By a stable sort, so of equals the lowest index comes first."""
+    check_topk(x, k, dim)
     x = x.transpose(dim, -1)
     indices = descending(x).narrow(-1, 0, k)
     indices = indices.contiguous() if sorted else indices.sort(dim=-1).values
@@ -90,11 +106,12 @@ def topk_mlp(
 ) -> Tensor:
     """Dense: what is not selected is multiplied as zeros."""
     values = hidden_values(x, w_up, b_up, k, w_gate, b_gate, activation, selection, largest)
-    return multiplied(values, w_down, b_down)
+    return project_down(values, w_down, b_down)
 
 
-def multiplied(values: Tensor, w_down: Tensor, b_down: Tensor | None) -> Tensor:
-    """values w_down + b_down. torch's CPU takes a transposed weight of half precision several times more slowly."""
+def project_down(values: Tensor, w_down: Tensor, b_down: Tensor | None) -> Tensor:
+    """values w_down + b_down, [*, d_ff] by [d_ff, d_out]. Of half precision a contiguous weight: torch's CPU takes
+    several times as long for a transposed one."""
     weight = w_down.mT
     if w_down.device.type == "cpu" and w_down.dtype.itemsize == 2:
         weight = weight.contiguous()

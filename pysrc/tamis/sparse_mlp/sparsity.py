@@ -1,6 +1,8 @@
 """activation_sparsity: how many of a model's hidden values are not 0."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -38,7 +40,8 @@ def activation_sparsity(
     Returns:
         dict: name to percentage, in the model's order; modules that were not called are not in it.
     Raises:
-        TypeError, ValueError: an argument; a model without MLPs or activations; a mask of another number of tokens.
+        TypeError, ValueError: an argument; a model without MLPs or activations; a mask of another number of tokens;
+            batches of which nothing was counted.
     Source: 2210.06313.
     """
     if not isinstance(model, nn.Module):
@@ -54,7 +57,7 @@ def activation_sparsity(
     batches = 0
     try:
         model.eval()
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # compiled code would pass hooks by
+        with torch.no_grad(), _uncompiled():
             for counting.batch in loader:
                 _call(model, counting.batch, device)
                 batches += 1
@@ -68,6 +71,11 @@ def activation_sparsity(
     if not any(count for _, count in counting.totals.values()):
         fail(FN, "loader", "batches that reach an MLP or an activation, with tokens that count", f"{batches} of none")
     return {name: 100 * float(nonzero) / count for name, (nonzero, count) in counting.totals.items() if count}
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled code would pass hooks by. Where nothing was compiled its compiler is not loaded, which takes seconds."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 class _Counting:

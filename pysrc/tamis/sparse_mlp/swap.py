@@ -17,7 +17,7 @@ from ..common.checks import fail
 from ..common.linear import autocast
 from . import modules
 from .modules import Options, Weights
-from .reference import multiplied
+from .reference import project_down
 
 OUTPUTS_FIRST = {"torch.nn.modules.linear.Linear": True, "transformers.pytorch_utils.Conv1D": False}  # in its weight
 
@@ -130,7 +130,7 @@ class Down(Swapped):
         if dropout is None or not dropout.training or dropout.p == 0:
             return modules.forward(x, self.weights(), self._topk.options)
         dropped = functional.dropout(self.hidden(x), dropout.p)
-        return multiplied(dropped, *autocast(self.weights().w_down, self.bias))
+        return project_down(dropped, *autocast(self.weights().w_down, self.bias))
 
     def hidden(self, x: Tensor) -> Tensor:
         """[*, d_ff]: the values that it multiplies."""
