@@ -149,8 +149,7 @@ def _topk_mlp(tokens: int, d: int, d_ff: int, k: int, dtype: str) -> Case:
         setup=lambda: _layer(tokens, d, d_ff, DTYPES[dtype]),
         providers=providers,
         truth=lambda layer: (_masked(*(t.double() for t in layer), k=k),),
-        read=width * d * (d_ff + tokens + min(tokens * k, d_ff)),
-        written=width * tokens * d,
+        read=width * d * (d_ff + tokens + min(tokens * k, d_ff)),  # what few tokens write is a thousandth of it
         flops=2 * tokens * d * (d_ff + k),
         on_gpu=_gathered(k, _forward),
     )
