@@ -1,20 +1,20 @@
-// An index whose tensors were checked, for one query without a tensor: what tamis._native calls of the op library,
+// An index whose tensors were checked, for queries that are no tensors: what tamis._native calls of the op library,
 // whose bytes a tensor holds. Its buffers must live as long.
 #pragma once
 #include "kernels/ann/cpu.h"
 
 namespace tamis {
 
-struct OneSearch {
-  const float* query;  // [d]
-  int64_t k, leaves, rerank;
+struct Asked {
+  const float* queries;  // [count, d]
+  int64_t count, k, leaves, rerank;
   Lookup lookup;
-  float* values;  // out: [k]
-  int64_t* ids;   // out: [k]
+  float* values;  // out: [count, k]
+  int64_t* ids;   // out: [count, k]
 };
 
 struct OpenIndex {
-  bool (*search)(const OpenIndex& index, const OneSearch& op);  // whether there was memory
+  bool (*search)(const OpenIndex& index, const Asked& asked);  // whether there was memory
   Ivf ivf;
   const int64_t* ids;  // null: positions
   bool normalize;

@@ -91,21 +91,29 @@ struct Buffers {
   }
 };
 
-// `numbers` are k, leaves and rerank as they were asked for.
-Search search_of(const Ivf& ivf, const OneSearch& asked, bool normalize) {
+Search search_of(const Ivf& ivf, const Asked& asked, bool normalize) {
   const int64_t n = ivf.n, k = asked.k, rerank = asked.rerank;
   const int64_t most = n > k ? n : k, wanted = rerank < k ? k : rerank < most ? rerank : most;
   const int64_t leaves = asked.leaves < ivf.leaves ? asked.leaves : ivf.leaves;
-  return {&ivf, asked.query, normalize, k, leaves, wanted, asked.lookup, nullptr, asked.values, asked.ids};
+  return {&ivf, asked.queries, normalize, k, leaves, wanted, asked.lookup, nullptr, asked.values, asked.ids};
 }
 
-RowKernel<Search> kernel_of(const Search& op) {
-  return kernels().ann.search.search[op.index->codes.bits == 6][int(op.lookup)];
-}
-
-void name_found(const int64_t* ids, int64_t* positions, int64_t count) {
-  for (int64_t i = 0; ids && i < count; ++i)
-    if (positions[i] >= 0) positions[i] = ids[positions[i]];
+// Whether there was memory. `ids`: of positions, or null.
+bool run(const Search& op, int64_t count, const int64_t* ids) {
+  const auto kernel = kernels().ann.search.search[op.index->codes.bits == 6][int(op.lookup)];
+  std::atomic<bool> starved{false};
+  const auto some = [&](int64_t begin, int64_t end) {
+    void* const scratch = kept_scratch(kernels().ann.search.scratch_bytes(op, end - begin));
+    scratch ? kernel(op, begin, end, scratch) : starved.store(true);
+  };
+  if (count == 1)
+    some(0, 1);
+  else
+    torch::stable::parallel_for(0, count, 8, some);
+  if (starved) return false;
+  for (int64_t i = 0; ids && i < count * op.k; ++i)
+    if (op.positions[i] >= 0) op.positions[i] = ids[op.positions[i]];
+  return true;
 }
 
 Found ivf_search(const Tensor& queries_, int64_t k, int64_t leaves, int64_t rerank, const Tensor& centroids,
@@ -125,32 +133,16 @@ Found ivf_search(const Tensor& queries_, int64_t k, int64_t leaves, int64_t rera
   Tensor values = torch::stable::new_empty(queries, {count, k});
   Tensor indices = torch::stable::new_empty(queries, {count, k}, ScalarType::Long);
   Search op = search_of(ivf,
-                        {data<float>(queries), k, leaves, rerank, lookup_of(what, lookup, ivf.codes.parts),
+                        {data<float>(queries), count, k, leaves, rerank, lookup_of(what, lookup, ivf.codes.parts),
                          mutable_data<float>(values), mutable_data<int64_t>(indices)},
                         normalize);
   if (allowed) op.allowed = words.data();
-  const auto kernel = kernel_of(op);
-  std::atomic<bool> starved{false};
-  const auto run = [&](int64_t begin, int64_t end) {
-    void* const scratch = kept_scratch(kernels().ann.search.scratch_bytes(op, end - begin));
-    scratch ? kernel(op, begin, end, scratch) : starved.store(true);
-  };
-  if (count == 1)
-    run(0, 1);
-  else
-    torch::stable::parallel_for(0, count, 8, run);
-  STD_TORCH_CHECK(!starved, what, ": out of memory");
-  name_found(ids ? data<int64_t>(*ids) : nullptr, mutable_data<int64_t>(indices), count * k);
+  STD_TORCH_CHECK(run(op, count, ids ? data<int64_t>(*ids) : nullptr), what, ": out of memory");
   return {values, indices};
 }
 
-bool search_one(const OpenIndex& index, const OneSearch& asked) {
-  const Search op = search_of(index.ivf, asked, index.normalize);
-  void* const scratch = kept_scratch(kernels().ann.search.scratch_bytes(op, 1));
-  if (!scratch) return false;
-  kernel_of(op)(op, 0, 1, scratch);
-  name_found(index.ids, asked.ids, asked.k);
-  return true;
+bool search_open(const OpenIndex& index, const Asked& asked) {
+  return run(search_of(index.ivf, asked, index.normalize), asked.count, index.ids);
 }
 
 // The bytes of an OpenIndex; the caller keeps its buffers, which must be of the dtypes that kernels read.
@@ -165,7 +157,7 @@ Tensor open(int64_t d, const Tensor& centroids, double centroid_scale, const Ten
     STD_TORCH_CHECK(!*t || (*t)->scalar_type() != ScalarType::Double, what, ": expected no float64 buffers");
   Buffers buffers = {centroids, centroid_scale, order_bias, score_bias, start, block, codebooks, constants,
                      codes,     bytes,          byte_scale, half_norms, exact, ids,   center};
-  const OpenIndex opened = {search_one, buffers.of(what, d), ids ? data<int64_t>(*ids) : nullptr, normalize};
+  const OpenIndex opened = {search_open, buffers.of(what, d), ids ? data<int64_t>(*ids) : nullptr, normalize};
   Tensor held = torch::stable::new_empty(start, {int64_t(sizeof opened)}, ScalarType::Byte);
   std::memcpy(mutable_data<uint8_t>(held), &opened, sizeof opened);
   return held;

@@ -206,7 +206,7 @@ double probe(const std::string& kind, const std::string& isa, double seconds, in
 }  // namespace tamis
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "What was built, what this machine is, and what it can do at best; one query of an index.";
+  m.doc() = "What was built, what this machine is, and what it can do at best; queries of an index.";
   m.def("isa_report", &tamis::isa_report,
         "Instruction sets compiled and runnable (best first), the CPU's name and features.");
   m.def(

@@ -1,8 +1,9 @@
-// One query of an open index, from Python with nothing between: numpy's arrays by their C API, torch's tensors by the
+// Queries of an open index, from Python with nothing between: numpy's arrays by their C API, torch's tensors by the
 // functions that DLPack has for this.
 #include "native.h"
 #include <ATen/dlpack.h>
 #include <pybind11/numpy.h>
+#include <cmath>
 #include <utility>
 #include <vector>
 #include "ann_open.h"
@@ -13,51 +14,53 @@ namespace {
 namespace py = pybind11;
 
 struct Given {
-  const float* x;  // null: not of float32, contiguous and [d] or [1, d]
+  const float* x;  // null: not of float32, contiguous and [d] or [count, d]
   int dims;
+  int64_t count;
 };
 
-Given given(const py::array& query, int64_t d) {
+Given given(const py::array& queries, int64_t d) {
   using Floats = py::array_t<float, py::array::c_style>;
-  const int dims = int(query.ndim());
-  const bool fits =
-      py::isinstance<Floats>(query) && (dims == 1 || (dims == 2 && query.shape(0) == 1)) && query.shape(dims - 1) == d;
-  return {fits ? static_cast<const float*>(query.data()) : nullptr, dims};
+  const int dims = int(queries.ndim());
+  const bool fits = py::isinstance<Floats>(queries) && (dims == 1 || dims == 2) && queries.shape(dims - 1) == d;
+  return {fits ? static_cast<const float*>(queries.data()) : nullptr, dims, dims == 2 ? queries.shape(0) : 1};
 }
 
-Given given(const DLTensor& query, int64_t d) {
-  const int dims = query.ndim;
-  const bool fits = query.device.device_type == kDLCPU && query.dtype.code == kDLFloat && query.dtype.bits == 32 &&
-                    query.dtype.lanes == 1 && (dims == 1 || (dims == 2 && query.shape[0] == 1)) &&
-                    query.shape[dims - 1] == d && (d == 1 || !query.strides || query.strides[dims - 1] == 1);
-  const char* const at = static_cast<const char*>(query.data) + query.byte_offset;
-  return {fits ? reinterpret_cast<const float*>(at) : nullptr, dims};
+Given given(const DLTensor& queries, int64_t d) {
+  const int dims = queries.ndim;
+  const int64_t* const strides = queries.strides;
+  const bool fits = queries.device.device_type == kDLCPU && queries.dtype.code == kDLFloat &&
+                    queries.dtype.bits == 32 && queries.dtype.lanes == 1 && (dims == 1 || dims == 2) &&
+                    queries.shape[dims - 1] == d && (!strides || d == 1 || strides[dims - 1] == 1) &&
+                    (!strides || dims == 1 || queries.shape[0] == 1 || strides[0] == d);
+  const char* const at = static_cast<const char*>(queries.data) + queries.byte_offset;
+  return {fits ? reinterpret_cast<const float*>(at) : nullptr, dims, dims == 2 ? queries.shape[0] : 1};
 }
 
-bool run(const OpenIndex& index, const OneSearch& op) {
+bool fits(const OpenIndex& index, const Asked& asked) {
+  if (!asked.queries || asked.count < 1 || asked.k < 1 || asked.leaves < 1 || asked.rerank < 1) return false;
+  if (asked.lookup == Lookup::u16 && index.ivf.codes.parts > kMostExact) return false;
+  for (int64_t i = 0; i < asked.count * index.ivf.d; ++i)
+    if (!std::isfinite(asked.queries[i])) return false;
+  return true;
+}
+
+void run(const OpenIndex& index, const Asked& asked) {
   const py::gil_scoped_release released;
-  return index.search(index, op);
+  if (!index.search(index, asked)) throw std::bad_alloc();
 }
 
-bool fits(const OpenIndex& index, const OneSearch& op) {
-  if (!op.query || op.k < 1 || op.leaves < 1 || op.rerank < 1) return false;
-  if (op.lookup == Lookup::u16 && index.ivf.codes.parts > kMostExact) return false;
-  float zero = 0;
-  for (int64_t i = 0; i < index.ivf.d; ++i) zero += op.query[i] * 0;
-  return zero == 0;
-}
-
-py::object search_array(uintptr_t address, const py::array& query, int64_t k, int64_t leaves, int64_t rerank,
+py::object search_array(uintptr_t address, const py::array& queries, int64_t k, int64_t leaves, int64_t rerank,
                         bool u16) {
   const OpenIndex& index = *reinterpret_cast<const OpenIndex*>(address);
-  const Given one = given(query, index.ivf.d);
-  OneSearch op = {one.x, k, leaves, rerank, u16 ? Lookup::u16 : Lookup::s8, nullptr, nullptr};
-  if (!fits(index, op)) return py::none();
-  const std::vector<int64_t> shape = one.dims == 1 ? std::vector<int64_t>{k} : std::vector<int64_t>{1, k};
+  const Given some = given(queries, index.ivf.d);
+  Asked asked = {some.x, some.count, k, leaves, rerank, u16 ? Lookup::u16 : Lookup::s8, nullptr, nullptr};
+  if (!fits(index, asked)) return py::none();
+  const auto shape = some.dims == 1 ? std::vector<int64_t>{k} : std::vector<int64_t>{some.count, k};
   py::array_t<float> values(shape);
   py::array_t<int64_t> ids(shape);
-  op.values = values.mutable_data(), op.ids = ids.mutable_data();
-  if (!run(index, op)) throw std::bad_alloc();
+  asked.values = values.mutable_data(), asked.ids = ids.mutable_data();
+  run(index, asked);
   return py::make_tuple(values, ids);
 }
 
@@ -65,8 +68,8 @@ struct Made {  // a tensor of the library that the functions are of
   const DLPackExchangeAPI& api;
   DLManagedTensorVersioned* tensor = nullptr;
 
-  Made(const DLPackExchangeAPI& api, DLDataType dtype, int dims, int64_t k) : api(api) {
-    int64_t shape[2] = {1, k};
+  Made(const DLPackExchangeAPI& api, DLDataType dtype, int dims, int64_t count, int64_t k) : api(api) {
+    int64_t shape[2] = {count, k};
     DLTensor like = {nullptr, {kDLCPU, 0}, dims, dtype, shape + 2 - dims, nullptr, 0};
     const auto fail = [](void*, const char*, const char* message) { PyErr_SetString(PyExc_RuntimeError, message); };
     if (api.managed_tensor_allocator(&like, &tensor, nullptr, fail) != 0) throw py::error_already_set();
@@ -84,33 +87,34 @@ struct Made {  // a tensor of the library that the functions are of
   }
 };
 
-py::object search_tensor(uintptr_t address, const py::object& query, const py::capsule& exchange, int64_t k,
+py::object search_tensor(uintptr_t address, const py::object& queries, const py::capsule& exchange, int64_t k,
                          int64_t leaves, int64_t rerank, bool u16) {
   const OpenIndex& index = *reinterpret_cast<const OpenIndex*>(address);
   const auto& api = *static_cast<const DLPackExchangeAPI*>(PyCapsule_GetPointer(exchange.ptr(), "dlpack_exchange_api"));
   if (api.header.version.major != DLPACK_MAJOR_VERSION || !api.dltensor_from_py_object_no_sync) return py::none();
   DLTensor tensor;
-  if (api.dltensor_from_py_object_no_sync(query.ptr(), &tensor) != 0) {  // sparse, and the like
+  if (api.dltensor_from_py_object_no_sync(queries.ptr(), &tensor) != 0) {  // sparse, and the like
     PyErr_Clear();
     return py::none();
   }
-  const Given one = given(tensor, index.ivf.d);
-  OneSearch op = {one.x, k, leaves, rerank, u16 ? Lookup::u16 : Lookup::s8, nullptr, nullptr};
-  if (!fits(index, op)) return py::none();
-  Made values(api, {kDLFloat, 32, 1}, one.dims, k), ids(api, {kDLInt, 64, 1}, one.dims, k);
-  op.values = static_cast<float*>(values.data()), op.ids = static_cast<int64_t*>(ids.data());
-  if (!run(index, op)) throw std::bad_alloc();
+  const Given some = given(tensor, index.ivf.d);
+  Asked asked = {some.x, some.count, k, leaves, rerank, u16 ? Lookup::u16 : Lookup::s8, nullptr, nullptr};
+  if (!fits(index, asked)) return py::none();
+  Made values(api, {kDLFloat, 32, 1}, some.dims, some.count, k), ids(api, {kDLInt, 64, 1}, some.dims, some.count, k);
+  asked.values = static_cast<float*>(values.data()), asked.ids = static_cast<int64_t*>(ids.data());
+  run(index, asked);
   return py::make_tuple(values.object(), ids.object());
 }
 
 }  // namespace
 
 void bind_search(py::module_& m) {
-  m.def("search", &search_array, py::arg("index").none(false), py::arg("query").noconvert(), py::arg("k"),
-        py::arg("leaves"), py::arg("rerank"), py::arg("u16"),
-        "One query of what the op _ivf_open gave, by its address; None where it is not float32, contiguous, finite and "
-        "of [d] or [1, d].");
-  m.def("search_tensor", &search_tensor, py::arg("index").none(false), py::arg("query"), py::arg("exchange"),
+  m.def(
+      "search", &search_array, py::arg("index").none(false), py::arg("queries").noconvert(), py::arg("k"),
+      py::arg("leaves"), py::arg("rerank"), py::arg("u16"),
+      "Queries of what the op _ivf_open gave, by its address; None where they are not float32, contiguous, finite and "
+      "of [d] or [count, d].");
+  m.def("search_tensor", &search_tensor, py::arg("index").none(false), py::arg("queries"), py::arg("exchange"),
         py::arg("k"), py::arg("leaves"), py::arg("rerank"), py::arg("u16"),
         "The same of a tensor, by its type's exchange functions.");
 }

@@ -79,8 +79,8 @@ class Index(nn.Module):
     ) -> SearchResult:
         """The k nearest of each query, among the lists that the tuning says.
 
-        One query in float32 without a filter goes straight to the same kernel, past torch's dispatcher; an index is
-        checked for that at its first search.
+        Contiguous queries in float32 without a filter go straight to the op's kernel, past torch's dispatcher; an index
+        is checked for that at its first search.
 
         Args:
             queries: [q, d] or [d], of vectors' dtypes, finite; numpy's give numpy's.
@@ -93,7 +93,7 @@ class Index(nn.Module):
             TypeError, ValueError: an argument, before any work.
         """
         how = self.tuning if tuning is None else tuning
-        if filter is None and (found := self._alone(queries, k, how)) is not None:
+        if filter is None and (found := self._straight(queries, k, how)) is not None:
             return found
         fn = "Index.search"
         x = torch.from_numpy(queries) if isinstance(queries, np.ndarray) else check_dense(fn, "queries", queries)
@@ -119,8 +119,8 @@ class Index(nn.Module):
             self.rows if self.ids is None else self.ids, self.center,
         )  # fmt: skip
 
-    def _alone(self, queries: Array, k: int, how: Tuning) -> SearchResult | None:
-        """Of one query; None where it is not one that needs no more checks."""
+    def _straight(self, queries: Array, k: int, how: Tuning) -> SearchResult | None:
+        """None where they are not queries that need no more checks."""
         if torch.compiler.is_compiling() or type(k) is not int:
             return None
         opened = self._opened or self._open()

@@ -1,10 +1,9 @@
-"""One query of an Index, straight to the kernel: what everybody else gets, and only while its buffers are the same."""
+"""Queries of an Index, straight to the kernel: what the op finds, and only while its buffers are the same."""
 
 import copy
 import io
 import threading
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -46,47 +45,63 @@ def straight(monkeypatch):
 @pytest.mark.parametrize("lookup", ["s8", "u16"])
 @pytest.mark.parametrize("tuning", [(3, 20), (1, 1), (10**6, 10**6)])
 @pytest.mark.parametrize("k", [1, 10, 3000])
-def test_the_same_bits_as_in_a_batch(isa, index, straight, k, tuning, lookup):
+def test_the_same_bits_as_the_op(isa, index, straight, k, tuning, lookup):
     how = Tuning(*tuning, lookup=lookup)
-    want = index.search(Q, k, tuning=how)
+    want = by_the_op(index, Q, k, how)
     for i, q in enumerate(Q):
         for one in (q, q[None], q.numpy(), q[None].numpy()):
-            got = index.search(one, k, tuning=how)
-            assert isinstance(got.distances, type(one)) and isinstance(got.indices, type(one))
-            assert got.distances.shape == got.indices.shape == (*one.shape[:-1], k)
-            assert torch.equal(torch.as_tensor(got.distances).view(-1), want.distances[i])
-            assert torch.equal(torch.as_tensor(got.indices).view(-1), want.indices[i])
-    assert straight() == 4 * len(Q)
+            same(index.search(one, k, tuning=how), [t[i : i + 1] if one.ndim == 2 else t[i] for t in want], type(one))
+    for count in (2, 3, 9, len(Q)):
+        for some in (Q[:count], Q[:count].numpy()):
+            same(index.search(some, k, tuning=how), [t[:count] for t in want], type(some))
+    assert straight() == 4 * len(Q) + 8
+
+
+def by_the_op(index, queries, k, how):
+    cosine = index.metric == "cosine"
+    return torch.ops.tamis.ivf_search(queries, k, how.leaves, how.rerank, *index._ivf(), how.lookup, None, cosine)
+
+
+def same(got, want, kind):
+    for one, other in zip(got, want, strict=True):
+        assert isinstance(one, kind)
+        assert torch.equal(torch.as_tensor(one), other)
 
 
 def test_what_is_not_for_it_goes_the_checked_way(index, straight):
-    want = index.search(Q[:2]).indices[0]
-    wide = torch.stack((Q[0], Q[0]), 1)[:, 0]  # strided
-    minus = torch._neg_view(-Q[0])  # its bits are of -Q[0]
-    others = [
-        wide,
-        minus,
+    want = by_the_op(index, Q[:2], 10, index.tuning)[1]
+    wide = torch.stack((Q[:2], Q[:2]), 2)[..., 0]  # strided
+    first = [
+        wide[0],
+        wide[0].numpy(),
+        torch._neg_view(-Q[0]),  # its bits are of -Q[0]
         Q[0].clone().requires_grad_(),
-        wide.numpy(),
-        Q[0].double().numpy().astype(np.float32)[::-1][::-1],
-        Q[:1].expand(2, D),
     ]
-    for one in others:
-        got = torch.as_tensor(index.search(one).indices)
-        assert torch.equal(got.view(-1, 10)[0], want)
-    assert straight() <= 1  # numpy's, where turned back twice, is contiguous
-    assert torch.equal(index.search(Q[0], filter=torch.ones(N, dtype=torch.bool)).indices, want)
+    both = [
+        wide,
+        wide.numpy(),
+        torch.cat((Q[:2], Q[:2]), 1)[:, :D],  # rows apart
+        Q[:2].mT.contiguous().mT,
+        Q[:2].clone().requires_grad_(),
+    ]
+    for some, found in [*((q, want[0]) for q in first), *((q, want) for q in both), (Q[:1].expand(2, D), want[[0, 0]])]:
+        assert torch.equal(torch.as_tensor(index.search(some).indices), found)
+    assert index.search(Q[:0]).indices.shape == (0, 10)
+    with pytest.raises(ValueError, match="queries: expected .+ floats, got torch.float64"):
+        index.search(Q[:2].double().numpy())
+    assert torch.equal(index.search(Q[0], filter=torch.ones(N, dtype=torch.bool)).indices, want[0])
     with pytest.raises(ValueError, match=r"queries: expected \[q, 22\] or \[22\]"):
         index.search(Q[0, :21])
-    with pytest.raises(ValueError, match="queries: expected finite numbers"):
-        index.search(Q[0] * float("inf"))
+    for bad in (Q[0] * float("inf"), torch.cat((Q[:5], Q[:1] * float("nan")))):
+        with pytest.raises(ValueError, match="queries: expected finite numbers"):
+            index.search(bad)
     with pytest.raises(ValueError, match="k: expected at least 1"):
         index.search(Q[0], 0)
     with pytest.raises((TypeError, ValueError), match="queries: "):
         index.search(Q[0].to_sparse())
     with pytest.raises(TypeError, match="k: "):
         index.search(Q[0], 2.5)
-    assert straight() <= 1
+    assert straight() == 0
 
 
 def test_changed_buffers_are_seen(index):
