@@ -33,7 +33,7 @@ BENCHES = (  # family, its cases, share
     ("distill", "^linear_distill_loss ", 50),
     ("sampling", "^softmax_stats (dispatch|.* 512x32000) |^disagreement jsd|^importance_sample race", 50),
     ("sparse_mlp", "^topk |^gaussian_topk ", 20),
-    ("sparse_mlp", "^topk_mlp (forward|training)", 30),
+    ("sparse_mlp", r"^topk_mlp (forward \d+x2048x|training)", 30),
 )
 
 
