@@ -6,7 +6,7 @@
 namespace tamis {
 namespace {
 
-constexpr int64_t kLongRow = 64;     // tiles; below it one block reads a row sooner than six launches start
+constexpr int64_t kLongRow = 64;     // tiles, from which on blocks share a row for six launches
 constexpr int64_t kChunkTiles = 16;  // at least, for each block
 constexpr int64_t kBlocks = 1024;    // at most, that share rows
 
@@ -72,7 +72,7 @@ int64_t topk_chunks(Dtype dtype, int64_t rows, int64_t n) {
     const int64_t tiles = tiles_of<typename decltype(type)::Bits>(n);
     if (tiles < kLongRow || rows * 2 > kBlocks) return int64_t{1};
     const int64_t chunks = tiles / kChunkTiles;
-    return chunks < kBlocks / rows ? chunks : kBlocks / rows;
+    return chunks < kBlocks / rows ? chunks : kBlocks / rows;  // equivalent: the lesser
   });
 }
 
@@ -86,7 +86,8 @@ int64_t topk_workspace_bytes(Dtype dtype, int64_t rows, int64_t chunks) {
 cudaError_t launch_topk(Dtype dtype, const void* x, int64_t rows, int64_t n, int64_t stride, int64_t k, void* values,
                         int64_t* indices, int64_t chunks, void* workspace, cudaStream_t stream) {
   if (rows > INT32_MAX || k < 1 || k > n || chunks < 1) return cudaErrorInvalidValue;
-  if (rows == 0) return cudaSuccess;  // an empty grid is an error
+  if (chunks == 1 && n > UINT32_MAX) return cudaErrorInvalidValue;  // it counts in 32 bits
+  if (rows == 0) return cudaSuccess;                                // an empty grid is an error
   return with_format(dtype, [&](auto type) {
     using Format = typename decltype(type)::type;
     using Bits = typename Format::Bits;

@@ -13,6 +13,7 @@ std::tuple<Tensor, Tensor> topk(const Tensor& x_, int64_t k, bool sorted) {
   const int64_t n = x_.size(x_.dim() - 1);
   STD_TORCH_CHECK(k >= 1 && k <= n, what, ": k: expected 1 to ", n, ", got ", k);
   STD_TORCH_CHECK(!sorted || k <= kTopkSortMost, what, ": sorted: expected false above k = ", kTopkSortMost);
+  STD_TORCH_CHECK(rows_of(x_) <= INT32_MAX, what, ": x: expected at most ", INT32_MAX, " rows, got ", rows_of(x_));
   const Dtype dtype = dtype_of("tamis._topk_cuda: x", x_);
   const torch::stable::accelerator::DeviceGuard guard(x_.get_device());
   const cudaStream_t stream = current_stream(x_);

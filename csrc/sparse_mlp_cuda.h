@@ -16,7 +16,8 @@ int64_t topk_chunks(Dtype dtype, int64_t rows, int64_t n);
 int64_t topk_workspace_bytes(Dtype dtype, int64_t rows, int64_t chunks);
 
 // The k largest of each row, 1 <= k <= n, ties by lowest index, NaN above all. x [rows, n] of dtype, rows `stride`
-// elements apart, at most 2^31 - 1 of them; 65,535 where chunks > 1. values, indices [rows, k]: in the row's order.
+// elements apart, at most 2^31 - 1 of them; 65,535 where chunks > 1, else n below 2^32. values, indices [rows, k]: in
+// the row's order.
 cudaError_t launch_topk(Dtype dtype, const void* x, int64_t rows, int64_t n, int64_t stride, int64_t k, void* values,
                         int64_t* indices, int64_t chunks, void* workspace, cudaStream_t stream);
 

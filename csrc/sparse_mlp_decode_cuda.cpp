@@ -85,7 +85,7 @@ Tensor topk_mlp(const Tensor& x_, const Tensor& w_up, const Maybe& b_up_, const 
 Tensor project(const Tensor& x_, const Tensor& w, const Maybe& b_) {
   const char* const what = "tamis._project";
   check_tokens(what, x_);
-  STD_TORCH_CHECK(w.dim() == 2, what, ": w: expected [d_ff, d]");
+  STD_TORCH_CHECK(w.dim() == 2 && w.size(0) > 0, what, ": w: expected [d_ff, d], at least one row");
   const int64_t tokens = x_.size(0), d = x_.size(1), d_ff = w.size(0);
   check(what, "w", w, x_, {d_ff, d});
   check(what, "b", b_, x_, {d_ff});
@@ -110,6 +110,7 @@ Tensor sparse_linear(const Tensor& hidden_, const Tensor&, const Tensor& w, cons
   STD_TORCH_CHECK(hidden_.get_device() == w.get_device() && hidden_.size(0) <= 65535, what,
                   ": hidden: expected w's device, and at most 65535 tokens");
   check(what, "w", w, w, {hidden_.size(1), w.size(1)});
+  STD_TORCH_CHECK(w.size(0) > 0, what, ": w: expected [d_ff, columns], at least one row");
   check(what, "b", b, w, {w.size(1)});
   const torch::stable::accelerator::DeviceGuard guard(w.get_device());
   return gather_rows(what, dtype_of("tamis._sparse_linear: w", w), torch::stable::contiguous(hidden_), nullptr,

@@ -96,6 +96,18 @@ def test_json_lists_the_inventory(archs, tmp_path, monkeypatch):
     assert all(0 < row["occupancy"] <= 100 for row in rows)
 
 
+def test_nothing_to_compile_is_no_success(monkeypatch, tmp_path):
+    """sm_120 has CUDA C++ alone."""
+    from tamis.cli.aot import aot
+
+    app = typer.Typer()
+    app.command()(aot)
+    monkeypatch.setattr(cuda, "nvcc", lambda: None)
+    done = CliRunner().invoke(app, ["--arch=120", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert "expected nvcc: all kernels for 120 are CUDA C++" in done.output
+
+
 def test_assertions_are_compiled_for_debugging_alone():
     entry = next(e for e in chosen() if e.variant.kernel == "distill_loss_kernel")
     assert b"__assertfail" not in triton.compile(entry)[0]

@@ -67,6 +67,18 @@ def test_an_architecture_newer_than_the_compiler_gets_ptx():
     assert b".entry " + name.encode() in code
 
 
+@pytest.mark.parametrize(("capability", "able"), [((7, 0), False), ((7, 5), True), ((12, 0), True)])
+def test_a_device_older_than_any_is_not_served(monkeypatch, capability, able):
+    major, minor = capability
+    monkeypatch.setattr(nvrtc, "available", lambda: True)
+    monkeypatch.setattr(nvrtc, "_library", lambda: SimpleNamespace(getSupportedArchs=lambda: [80, 75, 100]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major, minor=minor))
+    assert nvrtc.serves(torch.device("cuda")) == able
+    monkeypatch.setattr(nvrtc, "available", lambda: False)
+    assert not nvrtc.serves(torch.device("cuda"))
+
+
 def test_a_launch(monkeypatch):
     """Addresses, integers, the stream: as CuPy's function takes them. A fake device's, which none here has."""
     seen, x = [], torch.arange(6.0).view(2, 3)
@@ -77,9 +89,9 @@ def test_a_launch(monkeypatch):
         launch((1,), 32, x)
     monkeypatch.setattr(nvrtc, "Tensor", SimpleNamespace)
     there = SimpleNamespace(device=torch.device("cuda", 3), data_ptr=lambda: 2**47 + 16)
-    launch((2, 1), 256, there, None, -5, shared=64)
+    launch((2, 1), 256, there, None, -5)
     ((grid, block, arguments, shared, stream),) = seen
-    assert (grid, block, shared, stream) == ((2, 1), (256,), 64, ("stream", 3))
+    assert (grid, block, shared, stream) == ((2, 1), (256,), 0, ("stream", 3))
     assert [int(a) for a in arguments] == [2**47 + 16, 0, -5]
     assert {a.dtype.itemsize for a in arguments} == {8}
 

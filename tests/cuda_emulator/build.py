@@ -54,11 +54,11 @@ def includes(root: Path) -> list[str]:
 
 
 def headers(driver: str) -> list[Path]:
-    """What it is made of that lies under kernels/."""
+    """What it is made of that ships."""
     command = [COMPILER, "-std=c++17", "-MM", *includes(ROOT), str(HERE / "drivers" / f"{driver}.cpp")]
     rule = subprocess.run(command, check=True, capture_output=True, text=True).stdout.replace("\\\n", " ")
     files = {Path(word).resolve() for word in rule.split()[1:]}
-    return sorted(file for file in files if file.is_relative_to(ROOT / "kernels"))
+    return sorted(file for file in files if not file.is_relative_to(HERE) and file.is_relative_to(ROOT))
 
 
 def runtime_object(name: str, mode: str) -> Path:

@@ -114,8 +114,12 @@ def edges() -> list[Case]:
     apart = [case(divergence=d, alpha=1.0, target=False, kinds=["s_out", "t_out"], tau=1.0, rows=2) for d in every[:-1]]
     faint = [case(divergence=JSD, alpha=1.0, target=False, kinds=[k], tau=1.0, rows=1, classes=2, beta=b)
              for k, b in (("s_faint", 0.7), ("t_faint", 0.3))]  # fmt: skip
+    under = [case(divergence=d, alpha=1.0, target=False, kinds=[k], rows=1, tau=1.0) for d in every[:-1]
+             for k in ("s_under", "t_under")]  # fmt: skip
+    lost = [case(divergence=d, alpha=1.0, kinds=["teacher_nan"], rows=1) for d in every[:-1]]
     blind = [case(divergence=d, alpha=0.0, kinds=["teacher_nan"], rows=1) for d in every[:-1]]
-    return [*long, *told, *alone, *shifted, *one, *equal, *unasked, *first, *mixes, *blind, *out, *apart, *faint]
+    numbers = [*blind, *lost, *under, *out, *apart, *faint]
+    return [*long, *told, *alone, *shifted, *one, *equal, *unasked, *first, *mixes, *numbers]
 
 
 def inputs(c: Case) -> dict[str, Any]:
@@ -157,6 +161,10 @@ def inputs(c: Case) -> dict[str, Any]:
             s[r, labels[r]], t[r, labels[r]] = -INF, -INF
         elif kind in ("s_out", "t_out"):  # of one model alone
             (s if kind == "s_out" else t)[r, (labels[r] + 1) % n] = -INF
+        elif kind in ("s_under", "t_under"):  # a thread's slice has none that the whole row's sum has
+            model, other = (s, t) if kind == "s_under" else (t, s)
+            model[r, 4:8] = -300 - np.arange(4)
+            other[r, 5] = -INF
         elif kind in ("s_faint", "t_faint"):  # the least that is not 0, and nothing beside it
             models = (s, t) if kind == "s_faint" else (t, s)
             for model, low in zip(models, (-103.2, -INF), strict=True):
@@ -187,9 +195,9 @@ def probabilities(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def times(p: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """0 where p is: a class at -inf in both models adds nothing."""
+    """0 where p is, in float32: a class at -inf in both models adds nothing."""
     with np.errstate(invalid="ignore"):
-        return np.where(p == 0, 0, p * x)
+        return np.where(p.astype(np.float32) == 0, 0, p * x)
 
 
 def divergence(c: Case, s: np.ndarray, t: np.ndarray, tau: float) -> tuple[float, np.ndarray]:
@@ -304,7 +312,7 @@ def check(lib: Library, c: Case) -> None:
         assert (got[n:] == 0).all()
         want = slope * scale
         steps = {"f32": 0.0, "f16": 2.0**-11, "bf16": 2.0**-8}[form.name]
-        if x["kinds"][r] == "nan" and np.isnan(value):  # logit_mse alone keeps it to its own class
+        if x["kinds"][r] in ("nan", "teacher_nan") and np.isnan(value):  # logit_mse alone keeps it to its own class
             assert np.isnan(got[:n][np.isnan(want)]).all()
         else:
             tiny = 1.2e-7 if form.name == "f16" else 0

@@ -18,7 +18,7 @@ Here here;
 
 namespace {
 
-constexpr size_t kStack = 64 << 10, kMostThreads = 1024, kWarp = 32;
+constexpr size_t kStack = 64 << 10, kMostThreads = 1024, kWarp = 32, kMostBlocks = 1 << 15;
 
 enum State { ready, at_barrier, at_warp, ended };
 
@@ -136,6 +136,12 @@ bool run_block() {
 
 }  // namespace
 
+bool refuse(const char* why) {
+  snprintf(message, sizeof message, "%s", why);
+  return false;
+}
+bool on_stream(const void* stream) { return stream == kStream || refuse("work for another stream than the caller's"); }
+
 bool allow_dynamic(const void* kernel, size_t bytes) {
   if (bytes > kMostDynamic) return false;
   allowed[kernel] = bytes;
@@ -144,11 +150,14 @@ bool allow_dynamic(const void* kernel, size_t bytes) {
 
 bool launch(const void* kernel, Dim grid, Dim block, size_t dynamic_bytes, void (*run)(void*), void* argument,
             size_t bytes) {
-  message[0] = 0;
   if (std::find(launched.begin(), launched.end(), kernel) == launched.end()) launched.push_back(kernel);
   if (!grid.count() || !block.count() || block.count() > kMostThreads || grid.y > 65535 || grid.z > 65535) {
     snprintf(message, sizeof message, "a grid of %u x %u x %u blocks of %zu threads", grid.x, grid.y, grid.z,
              block.count());
+    return false;
+  }
+  if (grid.count() > kMostBlocks) {
+    snprintf(message, sizeof message, "%zu blocks: more than are emulated", grid.count());
     return false;
   }
   if (dynamic_bytes > kDynamic && dynamic_bytes > allowed[kernel]) {
@@ -275,7 +284,10 @@ const char* argument(size_t* bytes) {
 
 }  // namespace emulator
 
-EXPORT void emulator_seed(uint64_t seed) { emulator::state = seed * 0x9e3779b97f4a7c15 | 1; }
+EXPORT void emulator_seed(uint64_t seed) {
+  emulator::state = seed * 0x9e3779b97f4a7c15 | 1;
+  emulator::message[0] = 0;
+}
 EXPORT const char* emulator_error() { return emulator::message; }
 // Of the kernels that ran so far: an address in the library, 0 after the last.
 EXPORT uint64_t emulator_launched(size_t i) {

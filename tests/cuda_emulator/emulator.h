@@ -31,6 +31,8 @@ bool launch(const void* kernel, Dim grid, Dim block, size_t dynamic_bytes, void 
 bool allow_dynamic(const void* kernel, size_t bytes);  // of its shared memory; unasked it may have kDynamic
 constexpr size_t kDynamic = 48 << 10, kMostDynamic = 227 << 10;
 bool fill(void* to, int value, size_t bytes);
+bool on_stream(const void* stream);  // the caller's; false fails the call
+inline void* const kStream = reinterpret_cast<void*>(uintptr_t{1} << 20);
 
 void block_barrier(Site site);
 // Of whole warps. A shuffle does not order memory, a barrier does.

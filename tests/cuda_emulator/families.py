@@ -73,7 +73,7 @@ def topk_cases(draw: Any) -> Case:
         "gap": draw(st.integers(0, 9)),
         "offset": draw(OFFSETS),
         "chunks": draw(st.integers(1, 5)),
-        "spread": draw(st.sampled_from(["normal", "narrow", "ties", "steps", "one"])),
+        "spread": draw(st.sampled_from(["normal", "narrow", "ties", "steps", "one", "nans"])),
         "specials": draw(st.booleans()),
         "sort_most": 640,  # quadratic, and there is a case at the kernel's most
         "seed": draw(SEEDS),
@@ -95,6 +95,8 @@ def topk_rows(case: Case) -> np.ndarray:
         x[:] = 7
     bits = np.full((rows, n + case["gap"]), form.nans[0], form.bits)
     bits[:, :n] = form.encode(x.astype(form.real))
+    if case["spread"] == "nans":  # of several payloads, all alike
+        bits[:, :n] = rng.choice(np.array(form.nans, form.bits), (rows, n))
     if case["specials"]:
         values = [*form.nans, *form.encode(np.array([np.inf, -np.inf, 0.0, -0.0], form.real))]
         for _ in range(rng.integers(1, 12)):
@@ -153,8 +155,13 @@ def scale_rows_edges() -> list[Case]:
 
 def topk_edges() -> list[Case]:
     found = [topk_case(rows=1, n=2500, k=2048), topk_case(n=9000, k=2049, chunks=2)]
+    # at the worst place a row has one tile more
+    found += [
+        topk_case(n=n, k=k, chunks=c, offset=o, rows=1) for n, k, c, o in ((8192, 5000, 2, 3), (6144, 6144, 3, 1))
+    ]
     for form in FORMATS:
         tile = 512 * 16 // np.dtype(form.bits).itemsize
+        found.append(topk_case(form=form, n=70, k=20, spread="nans"))
         for chunks in (1, 3):
             found += [topk_case(form=form, n=n, k=k, chunks=chunks) for n, k in ((1, 1), (3 * tile, 5), (9, 9))]
             found += [

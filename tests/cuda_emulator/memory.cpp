@@ -197,7 +197,7 @@ Dynamic::~Dynamic() {
 bool fill(void* to, int value, size_t bytes) {
   if (!bytes) return true;
   Buffer* const b = find(static_cast<char*>(to));
-  if (!b || !b->writable || !b->holds(static_cast<char*>(to) + bytes - 1)) return false;
+  if (!b || !b->writable || !b->holds(static_cast<char*>(to) + bytes - 1)) return refuse("a fill out of bounds");
   memset(to, value, bytes);
   const size_t first = size_t(static_cast<char*>(to) - b->begin);
   for (size_t i = first / b->granule; i * b->granule < first + bytes; ++i) b->cells[i].written = true;

@@ -22,6 +22,7 @@ from mutation.mutants import Mutant, Tell, command, judge
 from .build import ROOT, TREE, compile_library, headers, sanitizer_environment
 from .emulator import Library
 from .families import FAMILIES
+from .launches import LAUNCHES
 from .mutants import mutants
 
 EXAMPLES = 100
@@ -56,6 +57,7 @@ def _sanitized(driver: str, made: Path) -> bool:
 def suite(driver: str, made: Path, examples: int = EXAMPLES) -> None:
     warnings.simplefilter("ignore")
     lib = Library.load(made)
+    LAUNCHES[driver](lib)
     for kernels in FAMILIES.values():
         if kernels.driver != driver:
             continue
@@ -98,10 +100,15 @@ def noticed(mutant: Mutant | None, drivers: Iterable[str]) -> str:
         return next(filter(None, (notices(driver, root) for driver in drivers)), "")
 
 
+def cuda_sources() -> list[Path]:
+    """The kernels, and what launches them."""
+    return sorted([*(ROOT / "kernels").rglob("*.cuh"), *(ROOT / "csrc").glob("*.cu"), ROOT / "csrc" / "launch.h"])
+
+
 def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print) -> list[str]:
     """What is wrong, a line each. `every`: one place of so many; `marked`: also places that are marked."""
     used = {driver: headers(driver) for driver in sorted({kernels.driver for kernels in FAMILIES.values()})}
-    places = [m for file in sorted((ROOT / "kernels").rglob("*.cuh")) for m in mutants(file) if only in str(file)]
+    places = [m for file in cuda_sources() for m in mutants(file) if only in str(file)]
     if every == 1 and noticed(None, used):  # beside a sample the suite itself runs
         return ["the sources fail as they are"]
 

@@ -15,6 +15,7 @@ struct Moment {
 };
 
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+bool refuse(const char* why);  // a call of the host
 bool on_fiber();
 bool on_stack(const char* p);  // of any fiber: a thread's own memory
 Moment moment();

@@ -28,6 +28,8 @@ BROKEN = {
     "read_tail": "a read out of bounds, 4 bytes at byte 160 of a buffer of 160",
     "vector": "a misaligned access",
     "input": "a write to an input",
+    "stream": "work for another stream",
+    "stream_of_fill": "work for another stream",
 }
 
 

@@ -5,12 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from cuda_emulator.build import ROOT
-from cuda_emulator.distill_rows import ALONE, HALVES
-from cuda_emulator.distill_rows import case as rows_case
-from cuda_emulator.emulator import KernelError, Memory, given
-from cuda_emulator.families import FAMILIES, topk_case
-from cuda_emulator.formats import FORMATS
+from cuda_emulator.build import ROOT, library
+from cuda_emulator.emulator import Library, Memory, given
+from cuda_emulator.families import FAMILIES
+from cuda_emulator.launches import LAUNCHES
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -39,63 +37,9 @@ def test_edges(family):
         kernels.check(kernels.library(MODE), case)
 
 
-def test_topk_of_a_row_that_its_launch_cuts():
-    """As many tiles as make several blocks worth their launches."""
-    topk, form = FAMILIES["topk"], FORMATS[0]
-    lib = FAMILIES["topk"].library("plain")
-    n = 300_001
-    chunks = lib.number("topk_chunks", form.code, 2, n)
-    assert chunks == 9
-    topk.check(lib, topk_case(n=n, k=1000, chunks=chunks, spread="normal"))
-    assert lib.number("topk_chunks", form.code, 600, n) == 1
-    assert lib.number("topk_chunks", form.code, 512, n) == 2
-    assert lib.number("topk_chunks", form.code, 1, 10**10) == 1024
-    assert lib.number("topk_chunks", form.code, 1, 100_000) == 1
-    assert lib.number("topk_chunks", form.code, 0, n) == 1
-
-
-def test_launches_refuse_what_no_grid_can_do():
-    lib = FAMILIES["topk"].library(MODE)
-    x, values, indices = given(np.zeros((1, 4), np.uint32)), Memory((1, 4), np.uint32), Memory((1, 4), np.int64)
-    for rows, n, k, chunks in ((1, 4, 5, 1), (1, 4, 0, 1), (1, 4, 4, 0), (2**31, 4, 1, 1), (65536, 4, 1, 2)):
-        with pytest.raises(KernelError, match="error 1$"):
-            lib.run("topk", 0, x, rows, n, n, k, values, indices, chunks, None)
-    for rows, k in ((1, 2049), (2**31, 1)):
-        with pytest.raises(KernelError, match="error 1$"):
-            lib.run("topk_sort", 0, values, indices, rows, k, values, indices)
-    lib.run("topk", 0, x, 0, 4, 4, 1, values, indices, 1, None)
-    lib.run("topk_sort", 0, values, indices, 0, 1, values, indices)
-
-
-def test_rows_ask_for_what_they_hold():
-    """As kept_bytes of pysrc/tamis/distill/cuda_choice.py; a launch that asks for more than there is fails."""
-    rows = FAMILIES["distill_rows"]
-    lib = rows.library(MODE)
-    for form in HALVES:
-        lanes = 16 // np.dtype(form.bits).itemsize
-        for classes in (1, lanes, lanes + 1, 1000, 29_000):
-            held = 16 * ((classes + 2 * (lanes - 1)) // lanes)
-            assert lib.number("distill_rows_shared", form.code, 0, classes) == 2 * held
-            assert lib.number("distill_rows_shared", form.code, ALONE, classes) == held
-    for changed in ({"form": FORMATS[1]}, {"divergence": 6}, {"blocks": 0}, {"blocks": 2**31}, {"classes": 30_000}):
-        with pytest.raises(KernelError, match="error 1$"):
-            rows.check(lib, rows_case(rows=1, **changed))
-    rows.check(lib, rows_case(rows=1, classes=28_000, gradient="none"))  # of 227 KiB most
-
-
-def test_decoding_refuses_what_no_grid_can_do():
-    lib = FAMILIES["project"].library(MODE)
-    x, out = given(np.zeros((1, 4), np.uint32)), Memory((1, 4), np.uint32)
-    for tokens, d_ff in ((0, 1), (9, 1), (1, 0), (1, 2**40)):
-        with pytest.raises(KernelError, match="error 1$"):
-            lib.run("project", 0, x, tokens, 4, x, 4, None, None, 0, None, d_ff, 0, out, None)
-    for index, tokens, k, d_ff, columns in (
-        (None, 65536, 1, 1, 4), (None, 1, 1, 1, 2**31), (None, 1, 0, 0, 4), (x, 1, 2, 1, 4), (None, 1, 1, 2, 4)
-    ):  # fmt: skip
-        with pytest.raises(KernelError, match="error 1$"):
-            lib.run("gather_rows", 0, x, index, tokens, k, d_ff, x, columns, columns, None, out)
-    for tokens, columns in ((0, 4), (1, 0)):
-        lib.run("gather_rows", 0, x, None, tokens, 1, 1, x, columns, columns, None, out)
+@pytest.mark.parametrize("driver", LAUNCHES)
+def test_launches(driver):
+    LAUNCHES[driver](Library.load(library(driver, MODE)))
 
 
 @settings(max_examples=20)

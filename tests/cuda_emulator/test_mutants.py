@@ -1,7 +1,6 @@
 """A sample of the mutation run; `python -m cuda_emulator.mutate` in tests/ is the whole."""
 
 from cuda_emulator import mutate
-from cuda_emulator.build import ROOT
 from cuda_emulator.mutants import mutants
 from mutation.mutants import MOST_EQUIVALENT
 
@@ -12,6 +11,8 @@ void kernel() {
   if (i >= n) return;
   if (a(b) && c) go();  // equivalent: it goes anyway
   __syncthreads();
+  y = a == b ? min(c, d) : e ? f<1, 2>(g, h) : 0;
+  z = (n + kStep - 1) / kStep;
 }
 """
 
@@ -29,16 +30,22 @@ def test_places(tmp_path):
         "kernel.cuh:6: logic or mask: && -> ||",
         "kernel.cuh:6: check: if (a(b) && c) -> if ((a(b) && c), true)",
         "kernel.cuh:7: barrier: __syncthreads(); -> ;",
+        "kernel.cuh:8: equality: == -> !=",
+        "kernel.cuh:8: extreme: min( -> max(",
+        "kernel.cuh:8: choice: min(c, d) : e ? f<1, 2>(g, h) : 0 -> (min(c, d)) : (min(c, d))",
+        "kernel.cuh:8: choice: min(c, d) : e ? f<1, 2>(g, h) : 0 -> (e ? f<1, 2>(g, h) : 0) : (e ? f<1, 2>(g, h) : 0)",
+        "kernel.cuh:8: choice: f<1, 2>(g, h) : 0 -> (f<1, 2>(g, h)) : (f<1, 2>(g, h))",
+        "kernel.cuh:8: choice: f<1, 2>(g, h) : 0 -> (0) : (0)",
+        "kernel.cuh:9: rounding: + kStep - 1 -> nothing",
     }
     assert [m.line for m in found.values() if m.marked] == [6, 6]
-    assert "  ;\n}" in found["kernel.cuh:7: barrier: __syncthreads(); -> ;"].text()
+    assert "\n  ;\n" in found["kernel.cuh:7: barrier: __syncthreads(); -> ;"].text()
 
 
 def test_few_places_are_marked():
-    places = [m for file in (ROOT / "kernels").rglob("*.cuh") for m in mutants(file)]
-    lines = {(m.file, m.line) for m in places if m.marked}
-    assert len(places) > 80
-    assert len(lines) <= MOST_EQUIVALENT * len(places)
+    places = [m for file in mutate.cuda_sources() for m in mutants(file)]
+    assert len(places) > 500
+    assert sum(m.marked for m in places) <= MOST_EQUIVALENT * len(places)
 
 
 def test_a_sample_is_noticed():

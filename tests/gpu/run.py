@@ -54,10 +54,15 @@ class Device(NamedTuple):
 
 class Stage(NamedTuple):
     name: str
-    command: Sequence[str]  # nothing where its tool is not here
+    command: Sequence[str]
     share: float  # of the budget, in proportion
     environment: Mapping[str, str] = MappingProxyType({})
     result: Path | None = None  # a result of tamis bench that it leaves
+
+    @property
+    def absent(self) -> bool:
+        """Whether its tool is not here."""
+        return shutil.which(self.command[0]) is None
 
 
 def find() -> Device | None:
@@ -84,11 +89,11 @@ def stages(device: Device | None, folder: Path) -> Iterator[Stage]:
         bench = [python, "-m", "tamis.cli", "bench", family, "--device", "cuda", "--peers", "--seconds", "2"]
         yield Stage(f"bench {family}", [*bench, "--only", cases, "--json", str(out)], share, result=out)
     toolkit = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    sanitizer = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{toolkit}/bin")
+    name = "compute-sanitizer"
+    sanitizer = shutil.which(name) or shutil.which(name, path=f"{toolkit}/bin") or name
     watch = ["--error-exitcode", "1", "--target-processes", "all", python, "-m", "gpu.program"]
     for tool in ("memcheck", "racecheck", "synccheck"):
-        command = [sanitizer, "--tool", tool, *watch] if sanitizer else []
-        yield Stage(tool, command, 40, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        yield Stage(tool, [sanitizer, "--tool", tool, *watch], 40, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     rest = ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal", "--ignore", "tests/gpu"]
     yield Stage("suite", [python, "-m", "pytest", *rest], 140)
 
@@ -103,7 +108,7 @@ def limits(found: Sequence[Stage], budget: float) -> Iterator[float]:
 def perform(stage: Stage, limit: float) -> dict[str, Any]:
     """passed, failed, overran or absent; how long; its last words."""
     row: dict[str, Any] = {"stage": stage.name, "limit_s": round(limit, 1)}
-    if not stage.command:
+    if stage.absent:
         return row | {"status": "absent", "seconds": 0.0, "tail": []}
     paths = [str(ROOT / "tests"), str(ROOT / "pysrc"), os.environ.get("PYTHONPATH")]
     environment = {k: v for k, v in os.environ.items() if k not in BUILDING} | {
@@ -202,7 +207,8 @@ def main() -> int:
             for stage in found:
                 share = given.budget * stage.share / sum(s.share for s in found)
                 words = [f"{k}={v}" for k, v in stage.environment.items()] + [shlex.quote(w) for w in stage.command]
-                print(f"{stage.name}, {share:.0f} s: {' '.join(words) if stage.command else 'its tool is not here'}")
+                absent = "  # its tool is not here" if stage.absent else ""
+                print(f"{stage.name}, {share:.0f} s: {' '.join(words)}{absent}")
             print(f"report: {given.out / (device.slug if device else '<device>')}.json, .md")
             return 0
         if device is None:

@@ -7,7 +7,10 @@ import sys
 import pytest
 import torch
 from gpu.calls import evaluate, every_example, given
+from tamis.distill import distill_loss
+from tamis.sampling import softmax_stats
 from tamis.sparse_mlp import cuda, reference
+from torch.utils._pytree import tree_leaves
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)
@@ -125,6 +128,28 @@ def test_kernels_compiled_here():
     assert torch.equal(out, x * times.unsqueeze(-1))
     assert torch.equal(values.sort(descending=True).values, x.topk(9).values)
     assert torch.equal(x.gather(-1, indices), values)
+
+
+def test_rows_that_lie_further_apart_than_31_bits_reach():
+    """Offsets of elements, and of bytes, in 64 bits."""
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("expected 24 GiB free")
+    far = torch.empty(5, 2**30, dtype=torch.float16, device="cuda")[:, :1000]
+    near = torch.randn(5, 1000, dtype=torch.float16, device="cuda")
+    far.copy_(near)
+    results = [
+        tree_leaves(
+            [
+                cuda.topk(x, 9),
+                softmax_stats(x),
+                distill_loss(x[1:], x[:-1]),
+                distill_loss(x[1:], x[:-1], divergence="jsd"),
+            ]
+        )
+        for x in (far, near)
+    ]
+    for got, want in zip(*results, strict=True):
+        assert torch.equal(got, want)
 
 
 def test_nan_of_either_sign_comes_first():

@@ -37,6 +37,7 @@ def test_dry_run_lists_every_stage():
     assert [line.split(",")[0] for line in listed if ", " in line and " s: " in line] == NAMES
     assert "CUDAARCHS=" in done.stdout and "--device cuda" in done.stdout and "tests/gpu -n" in done.stdout
     assert "benchmarks/results/" in report
+    assert all(f" --tool {tool} " in done.stdout for tool in ("memcheck", "racecheck", "synccheck"))  # here or not
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -80,7 +81,7 @@ def test_a_stage_that_fails_or_overruns_stops_no_other(tmp_path, monkeypatch):
         stage("first", "print('all | well')"),
         stage("broken", f"import os; print(os.getcwd() + '/here'); raise SystemExit({str(run.ROOT / 'no')!r})"),
         stage("slow", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"),
-        run.Stage("tool", [], 1.0),
+        run.Stage("tool", ["no-such-tool"], 1.0),
         stage(
             "told",
             "import os; assert os.environ['X'] == '1'; assert 'TAMIS_BUILD_DIR' not in os.environ",
@@ -109,7 +110,7 @@ def test_a_stage_that_fails_or_overruns_stops_no_other(tmp_path, monkeypatch):
 
 
 def test_all_well_is_no_failure(tmp_path):
-    assert run.run([stage("one", ""), run.Stage("tool", [], 1.0)], DEVICE, tmp_path, budget=30) == 0
+    assert run.run([stage("one", ""), run.Stage("tool", ["no-such-tool"], 1.0)], DEVICE, tmp_path, budget=30) == 0
     report = load(tmp_path / "nvidia-x100-80gb.json")  # without a benchmark too
     assert report["rows"] == [] and set(HEADER) <= set(report["header"])
 

@@ -22,7 +22,7 @@ class OnGpu:
 @pytest.mark.parametrize(("built", "cupy"), [(True, False), (False, True), (False, False)])
 def test_choice(monkeypatch, built, cupy):
     monkeypatch.setattr(backend, "built", lambda op: built)
-    monkeypatch.setattr(nvrtc, "available", lambda: cupy)
+    monkeypatch.setattr(nvrtc, "serves", lambda device: cupy)
     want = ("cuda", "topk" if built else "topk by NVRTC") if built or cupy else ("reference", "plain torch")
     assert choose("topk", "auto", OnGpu())[:2] == want
     assert choose("softmax_stats", "auto", OnGpu())[:2] == ("triton", "softmax_stats_kernel")
@@ -43,7 +43,7 @@ def test_choice(monkeypatch, built, cupy):
 def test_a_device_before_the_binary(monkeypatch, major, cupy):
     """Turing and before: what Triton or CuPy compiles, or plain torch, and no launch of code that is not there."""
     monkeypatch.setattr(backend, "built", lambda op: True)
-    monkeypatch.setattr(nvrtc, "available", lambda: cupy)
+    monkeypatch.setattr(nvrtc, "serves", lambda device: cupy)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
     old = ("cuda", "topk by NVRTC") if cupy else ("reference", "plain torch")
@@ -111,7 +111,7 @@ def _interpreted(instance, grid, threads, *arguments):
 def test_by_nvrtc(monkeypatch, shape, sorted, dtype):
     """How the arguments of what CuPy launches lie, in strided and transposed tensors."""
     monkeypatch.setattr(cuda, "runs", lambda op, device: False)
-    monkeypatch.setattr(nvrtc, "available", lambda: True)
+    monkeypatch.setattr(nvrtc, "serves", lambda device: True)
     monkeypatch.setattr(nvrtc, "kernel", lambda family, header, instance, device: partial(_interpreted, instance))
     wide = torch.randn(*shape[:-1], 2 * shape[-1], generator=torch.Generator().manual_seed(0)).to(dtype)
     for x in (wide[..., : shape[-1]], wide[..., ::2]):
@@ -135,7 +135,7 @@ REFUSED = [
 def test_refused_before_a_launch(monkeypatch, way, x, k, dim, error, words):
     """Of the raw op, which no Python function stands before."""
     monkeypatch.setattr(cuda, "runs", lambda op, device: way == "binary")
-    monkeypatch.setattr(nvrtc, "available", lambda: True)
+    monkeypatch.setattr(nvrtc, "serves", lambda device: True)
     ops = {"reference": reference.topk, "meta": torch.ops.tamis.topk}
     with pytest.raises(error, match=f"tamis.topk: {words}"):
         ops.get(way, cuda.topk)(x.to("meta") if way == "meta" else x, k, dim, True)
@@ -158,7 +158,7 @@ def test_numbers_are_the_headers():
 
 def test_rows_too_many_to_count_are_refused(monkeypatch):
     monkeypatch.setattr(cuda, "runs", lambda op, device: False)
-    monkeypatch.setattr(nvrtc, "available", lambda: True)
+    monkeypatch.setattr(nvrtc, "serves", lambda device: True)
     for shape in ((2**32,), (2**31, 1)):
         with pytest.raises(ValueError, match=r"^tamis.topk: x: expected rows below 2\^32"):
             cuda.topk(torch.zeros(1).expand(shape), 1)

@@ -28,6 +28,8 @@ def aot(
     if cuda.nvcc() is None:
         typer.echo("nvcc not found: CUDA C++ kernels are left out", err=True)
         wanted = [entry for entry in wanted if entry.backend != "cuda"]
+    if not wanted:
+        raise _stop([f"expected nvcc: all kernels for {', '.join(arch or ())} are CUDA C++"])
 
     def show(kernel: Kernel) -> None:
         row = kernel.json()

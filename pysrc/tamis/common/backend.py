@@ -56,7 +56,7 @@ def _in_cuda(op: str, device: torch.device, reason: str, otherwise: str) -> Choi
     """Its kernel in CUDA C++, of a binary or compiled at its first call."""
     if runs(op, device):
         return Choice("cuda", op, reason)
-    return Choice("cuda", f"{op} by NVRTC", otherwise) if op in BY_NVRTC and nvrtc.available() else None
+    return Choice("cuda", f"{op} by NVRTC", otherwise) if op in BY_NVRTC and nvrtc.serves(device) else None
 
 
 def naming(choice: Choice) -> AbstractContextManager[None]:
@@ -118,7 +118,7 @@ def choose(fn: str, impl: str, tensor: Tensor) -> Choice:
         if device == "cuda":
             without = "tamis was built without nvcc" if not built(fn) else "tamis was built for later devices"
             choice = _in_cuda(fn, tensor.device, "CUDA tensors", f"{without}: CuPy compiles it")
-            return choice or Choice("reference", "plain torch", f"{without}, and there is no CuPy")
+            return choice or Choice("reference", "plain torch", f"{without}, and there is no CuPy that can")
         return Choice("reference", "plain torch", f"tamis has no kernel for {device}")
     reason = f"{forced}={wanted}"
     if wanted == "cpu" and device != "cpu":

@@ -59,6 +59,18 @@ def available() -> bool:
         return False
 
 
+def serves(device: torch.device) -> bool:
+    """Whether they can be for this device, which may be older than any that NVRTC still knows."""
+    if not available():
+        return False
+    # by its properties alone: the compiler knows them, and not get_device_capability
+    known = device.type == "cuda" and torch.cuda.is_available()
+    if not known:
+        return True
+    it = torch.cuda.get_device_properties(device)
+    return bool(10 * it.major + it.minor >= min(_library().getSupportedArchs()))
+
+
 def target(capability: tuple[int, int]) -> str:
     """What to compile for: the device's own code, or PTX of the nearest architecture before it that NVRTC knows.
 
@@ -104,13 +116,12 @@ class Kernel:
     def __init__(self, function: Callable[..., None], device: int) -> None:
         self.function, self.device = function, device
 
-    def __call__(self, grid: tuple[int, ...], threads: int, *arguments: Tensor | int | None, shared: int = 0) -> None:
+    def __call__(self, grid: tuple[int, ...], threads: int, *arguments: Tensor | int | None) -> None:
         """On torch's current stream of the device. Nothing is checked but where tensors lie.
 
         Args:
             arguments: the kernel's; a tensor stands for its first element's address, None for a null pointer, an int
                 for any of its integers.
-            shared: bytes a block.
         """
         packed = []
         for argument in arguments:
@@ -120,7 +131,7 @@ class Kernel:
                 argument = argument.data_ptr()
             packed.append(np.int64(argument or 0))  # of a smaller integer the low bytes are read
         with torch.cuda.device(self.device):
-            self.function(grid, (threads,), tuple(packed), shared, _stream(self.device))
+            self.function(grid, (threads,), tuple(packed), 0, _stream(self.device))
 
 
 def _stream(device: int) -> Any:

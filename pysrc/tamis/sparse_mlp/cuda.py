@@ -22,7 +22,7 @@ def topk(x: Tensor, k: int, dim: int = -1, sorted: bool = True) -> tuple[Tensor,
     """CUDA C++ where it was built for the device or CuPy compiles it, else plain torch."""
     reference.check_topk(x, k, dim)
     by_binary = runs("topk", x.device)
-    if not by_binary and not nvrtc.available():
+    if not by_binary and not nvrtc.serves(x.device):
         return reference.topk(x, k, dim, sorted)
     chosen = torch.ops.tamis._topk_cuda.default if by_binary else _topk_by_nvrtc
     here = sorted and k <= SORT_MOST

@@ -3,7 +3,8 @@
 
 EXPORT int scale_rows(int64_t dtype, const void* gradient, const void* grad, const void* factor, void* out,
                       int64_t rows, int64_t classes, int64_t grad_step) {
-  return tamis::launch_scale_rows(tamis::Dtype(dtype), gradient, grad, factor, out, rows, classes, grad_step, nullptr);
+  return tamis::launch_scale_rows(tamis::Dtype(dtype), gradient, grad, factor, out, rows, classes, grad_step,
+                                  caller_stream);
 }
 
 namespace {
@@ -11,7 +12,7 @@ template <class T>
 int on_grid(dim3 grid, unsigned threads, const void* gradient, const void* grad, const void* factor, void* out,
             int64_t rows, int64_t classes, int64_t grad_step) {
   using R = tamis::cuda::Real<T>;
-  return tamis::launch(tamis::cuda::scale_rows_kernel<T>, grid, threads, nullptr, static_cast<const T*>(gradient),
+  return tamis::launch(tamis::cuda::scale_rows_kernel<T>, grid, threads, caller_stream, static_cast<const T*>(gradient),
                        static_cast<const R*>(grad), static_cast<const R*>(factor), static_cast<T*>(out), rows, classes,
                        grad_step);
 }

@@ -30,7 +30,7 @@ EXPORT int distill_rows(int64_t dtype, int64_t divergence, const int64_t* n, con
   op.beta = float(x[5]);
   op.loss = loss;
   op.gradient_scale = gradient_scale;
-  return tamis::launch_distill_rows(tamis::Dtype(dtype), tamis::Divergence(divergence), op, blocks, nullptr);
+  return tamis::launch_distill_rows(tamis::Dtype(dtype), tamis::Divergence(divergence), op, blocks, caller_stream);
 }
 EXPORT int64_t distill_rows_shared(int64_t dtype, int64_t divergence, int64_t classes) {
   return tamis::distill_rows_shared(tamis::Dtype(dtype), tamis::Divergence(divergence), classes);

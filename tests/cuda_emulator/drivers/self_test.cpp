@@ -11,12 +11,17 @@ namespace {
 constexpr unsigned kThreads = 64;
 
 template <class... P, class... A>
-int launch_with(size_t shared, void (*kernel)(P...), unsigned blocks, A... arguments) {
+int launch_on(cudaStream_t stream, size_t shared, void (*kernel)(P...), unsigned blocks, A... arguments) {
   cudaLaunchConfig_t config{};
   config.dynamicSmemBytes = shared;
+  config.stream = stream;
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(kThreads);
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
+}
+template <class... P, class... A>
+int launch_with(size_t shared, void (*kernel)(P...), unsigned blocks, A... arguments) {
+  return launch_on(caller_stream, shared, kernel, blocks, arguments...);
 }
 template <class... P, class... A>
 int launch(void (*kernel)(P...), unsigned blocks, A... arguments) {
@@ -177,6 +182,12 @@ TAIL(tail)
 TAIL(read_tail)
 EXPORT int input(void* x, void* y, int64_t broken) {
   return launch(input_kernel, 1, static_cast<int*>(x), static_cast<int*>(y), broken);
+}
+EXPORT int stream(void* y, int64_t broken) {
+  return launch_on(broken ? nullptr : caller_stream, 0, unwritten_kernel, 1, static_cast<int*>(y), false);
+}
+EXPORT int stream_of_fill(void* y, int64_t broken) {
+  return cudaMemsetAsync(y, 0, 64, broken ? nullptr : caller_stream);
 }
 EXPORT int sum(const void* x, const void* n, void* sum, void* count, int64_t blocks) {
   return launch(sum_kernel, unsigned(blocks), static_cast<const float*>(x), static_cast<const unsigned*>(n),

@@ -27,7 +27,6 @@ template <class T>
 T max(T a, T b) {
   return a < b ? b : a;
 }
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 // Threads of a block and of a warp.
 
@@ -67,6 +66,7 @@ inline float atomicAdd(float* to, float x) { return emulator::atomic_add(to, x);
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
 using cudaStream_t = struct Stream*;
+static const cudaStream_t caller_stream = static_cast<cudaStream_t>(emulator::kStream);
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
@@ -79,8 +79,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   Call call(kernel, std::tuple<P...>(arguments...));
   const auto thread = [](void* p) { std::apply(static_cast<Call*>(p)->first, static_cast<Call*>(p)->second); };
   const void* const name = reinterpret_cast<const void*>(kernel);
-  return emulator::launch(name, config->gridDim, config->blockDim, config->dynamicSmemBytes, thread, &call,
-                          sizeof(call))
+  return emulator::on_stream(config->stream) && emulator::launch(name, config->gridDim, config->blockDim,
+                                                                 config->dynamicSmemBytes, thread, &call, sizeof(call))
              ? cudaSuccess
              : cudaErrorLaunchFailure;
 }
@@ -90,6 +90,6 @@ inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, i
   return emulator::allow_dynamic(kernel, size_t(bytes)) ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  return emulator::fill(to, value, bytes) ? cudaSuccess : cudaErrorInvalidValue;
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  return emulator::on_stream(stream) && emulator::fill(to, value, bytes) ? cudaSuccess : cudaErrorInvalidValue;
 }
