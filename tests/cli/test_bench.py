@@ -1,6 +1,9 @@
 """tamis bench, report and demo: what they refuse before the work, and what they say where it fails."""
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import tamis.benchmarks
@@ -72,6 +75,25 @@ def test_a_worker_that_fails_is_one_line(monkeypatch):
     assert result.exit_code == 1
     assert result.output.count("\n") == 1
     assert "tamis.bench: RuntimeError: " in result.output and "foo" in result.output
+
+
+def test_what_was_measured_before_a_failure_is_kept(monkeypatch, tmp_path):
+    def fails_in_its_second_worker(command, **kwargs):
+        job = json.loads(command[-1])
+        Path(job["out"]).write_text(json.dumps({"header": HEADER, "rows": RESULT["rows"]}))
+        if job["threads"] == 1:
+            return subprocess.CompletedProcess(command, 0, stderr="")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", fails_in_its_second_worker)
+    out = tmp_path / "a.json"
+    out.write_text("an earlier result")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    result = invoke("bench", "sampling", "--allocator", "kept", "--threads", "1,2", "--json", str(out))
+    assert result.exit_code == 1
+    assert result.output == f"tamis.bench: interrupted; the 2 rows before are in {out}.part\n"
+    assert len(engine.load(tmp_path / "a.json.part")["rows"]) == 2
+    assert out.read_text() == "an earlier result"
 
 
 @pytest.fixture

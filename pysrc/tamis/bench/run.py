@@ -22,7 +22,11 @@ Row = dict[str, Any]
 
 
 class WorkerFailed(RuntimeError):
-    """A worker did not finish; the message says why."""
+    """A worker did not finish, or was interrupted; the message says why. `result`: of the cases before."""
+
+    def __init__(self, why: str, result: Result) -> None:
+        super().__init__(f"tamis.bench: {why}")
+        self.result = result
 
 
 def families() -> list[str]:
@@ -59,26 +63,34 @@ def run(
                     seconds=seconds,
                     out="",
                 )
-                part = _worker(job, allocator)
+                part, why = _worker(job, allocator)
                 result["header"] = result["header"] or part["header"]
                 result["rows"] += part["rows"]
+                if why:
+                    raise WorkerFailed(why, result)
     return result
 
 
-def _worker(job: Job, allocator: str) -> Result:
+def _worker(job: Job, allocator: str) -> tuple[Result, str]:
+    """What it measured, and why it stopped before the end, if it did."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         job["out"] = str(out)
         environment = allocator_environment(allocator) | {"OMP_NUM_THREADS": str(job["threads"])}
         command = [sys.executable, "-m", "tamis.bench.worker", json.dumps(job)]
         # Progress goes on to stderr as it comes; the rest waits, for of a traceback only the last line is wanted.
-        done = subprocess.run(command, env=environment, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace")
-        if done.returncode:
+        try:
+            done = subprocess.run(
+                command, env=environment, stdout=2, stderr=subprocess.PIPE, text=True, errors="replace"
+            )
+        except KeyboardInterrupt:
+            why = "interrupted"
+        else:
             last = done.stderr.strip().rpartition("\n")[2]
-            raise WorkerFailed(f"tamis.bench: {last or f'worker ended with status {done.returncode}'}")
-        sys.stderr.write(done.stderr)
-        part: Result = json.loads(out.read_text())
-        return part
+            why = (last or f"worker ended with status {done.returncode}") if done.returncode else ""
+            sys.stderr.write("" if why else done.stderr)
+        part: Result = json.loads(out.read_text()) if out.exists() else {"header": {}, "rows": []}
+        return part, why
 
 
 def key(row: Row) -> tuple[str, ...]:

@@ -7,13 +7,14 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 
+from ..common.files import write
 from . import cuda
 from .case import Case
 from .machine import allocator_mode, header
@@ -29,7 +30,7 @@ class Job(TypedDict):
     providers: str  # a regular expression: beside ours, only those run whose name it finds
     device: str  # cpu or cuda
     seconds: float  # of measuring a case; 0 for the usual
-    out: str
+    out: str  # a file: what has been measured so far
 
 
 def cases(family: str, *, quick: bool, peers: bool) -> Iterable[Case]:
@@ -47,7 +48,8 @@ def _among(case: Case, wanted: str) -> Case:
     return replace(case, providers=kept, on_gpu=on_gpu)
 
 
-def work(job: Job) -> dict[str, Any]:
+def work(job: Job) -> Iterator[dict[str, Any]]:
+    """After each case, what has been measured so far."""
     torch.set_num_threads(job["threads"])
     on_cuda, limits = job["device"] == "cuda", QUICK if job["quick"] else FULL
     head = header() | (cuda.header() if on_cuda else {})
@@ -66,9 +68,10 @@ def work(job: Job) -> dict[str, Any]:
             measured = measure(case, limits, native_probes(case, head["isa"], job["threads"]))
         place = {"family": job["family"], "threads": job["threads"], "allocator": allocator}
         rows += [place | row for row in measured]
-    return {"header": head, "rows": rows}
+        yield {"header": head, "rows": rows}
 
 
 if __name__ == "__main__":
     job: Job = json.loads(sys.argv[1])
-    Path(job["out"]).write_text(json.dumps(work(job)))
+    for result in work(job):
+        write(json.dumps(result), Path(job["out"]))

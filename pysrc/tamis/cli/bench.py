@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,7 +79,7 @@ def bench(
             seconds=seconds,
         )
     except engine.WorkerFailed as error:
-        raise stop(str(error)) from None
+        raise stop(str(error) + _rest(error.result, json)) from None
     if not result["rows"]:
         raise typer.BadParameter(f"--only: expected an expression that finds a case, got {only}")
     console = screen()
@@ -91,6 +91,20 @@ def bench(
             engine.save(result, json)
         except OSError as error:
             raise stop(f"tamis.bench: --json: expected a file that can be written, got {error}") from None
+
+
+def _rest(result: dict[str, Any], json: Path | None) -> str:
+    """Of a run that failed, kept beside what it would have written; says where."""
+    from ..bench import run as engine
+
+    if not json or not result["rows"]:
+        return ""
+    part = json.with_name(f"{json.name}.part")
+    try:
+        engine.save(result, part)
+    except OSError as error:
+        return f"; {part}: {error}"
+    return f"; the {len(result['rows'])} rows before are in {part}"
 
 
 def _threads(word: str, every: int) -> int:
