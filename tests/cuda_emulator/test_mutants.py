@@ -9,7 +9,7 @@ template <int A = 1 < 2>
 void kernel() {
   for (int i = 0; i < n; ++i) x += i & mask;
   if (i >= n) return;
-  if (a(b) && c) go();  // equivalent: it goes anyway
+  if (a(b) && c) go();  // equivalent (check): it goes anyway
   __syncthreads();
   y = a == b ? min(c, d) : e ? f<1, 2>(g, h) : 0;
   z = (n + kStep - 1) / kStep;
@@ -38,7 +38,7 @@ def test_places(tmp_path):
         "kernel.cuh:8: choice: f<1, 2>(g, h) : 0 -> (0) : (0)",
         "kernel.cuh:9: rounding: + kStep - 1 -> nothing",
     }
-    assert [m.line for m in found.values() if m.marked] == [6, 6]
+    assert [(m.line, m.kind) for m in found.values() if m.marked] == [(6, "check")]
     assert "\n  ;\n" in found["kernel.cuh:7: barrier: __syncthreads(); -> ;"].text()
 
 

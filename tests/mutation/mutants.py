@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MARK = re.compile(r"// equivalent: \S")  # ... REASON, on the line
+MARK = re.compile(r"// equivalent(?: \(([\w, ]+)\))?: \S")  # ... (KIND, ...): REASON, on the line
 MOST_EQUIVALENT = 0.05
 Tell = Callable[[str], object]
 
@@ -32,7 +32,9 @@ class Mutant:
 
     @property
     def marked(self) -> bool:
-        return bool(MARK.search(self.file.read_text().splitlines()[self.line - 1]))
+        """Is a change of this kind said to make no difference on this line?"""
+        mark = MARK.search(self.file.read_text().splitlines()[self.line - 1])
+        return mark is not None and (not mark[1] or self.kind in mark[1].split(", "))
 
     def __str__(self) -> str:
         change = f"{self.before.strip() or 'nothing'} -> {self.after.strip() or 'nothing'}"
@@ -73,14 +75,14 @@ def judge(
         verdict = f"killed by {by}" if by else "equivalent" if mutant.marked else "SURVIVED"
         counts[verdict] += 1
         if verdict == "equivalent":
-            needed.add((mutant.file, mutant.line))
+            needed.add((mutant.file, mutant.line, mutant.kind))
         if verdict == "SURVIVED":
             wrong.append(f"survived: {mutant}")
         tell(f"{verdict:19} {time.monotonic() - begun:5.1f} s  {mutant}")
     tell(f"{sum(counts.values())} of {len(places)} places: " + ", ".join(f"{n} {v}" for v, n in sorted(counts.items())))
     if len(chosen) == len(places):
-        needless = {(m.file, m.line) for m in places if m.marked} - needed
-        wrong += [f"a mark that no mutant needs: {file.name}:{line}" for file, line in sorted(needless)]
+        needless = {(m.file, m.line, m.kind) for m in places if m.marked} - needed
+        wrong += [f"a mark that no mutant needs: {file.name}:{line}: {kind}" for file, line, kind in sorted(needless)]
         if whole and counts["equivalent"] > MOST_EQUIVALENT * len(places):
             wrong.append(f"{counts['equivalent']} of {len(places)} places are marked equivalent: more than 5%")
     return wrong
