@@ -15,8 +15,8 @@ cudaError_t scale_rows(const void* gradient, const void* grad, const void* facto
   const int64_t per_block = kThreads * 4 * int64_t{16 / sizeof(T)};  // four vectors a thread
   if (!grad_step) classes *= rows, rows = 1;                         // one multiplier: one long row
   int64_t blocks = (classes + per_block - 1) / per_block;
-  if (blocks > INT32_MAX) blocks = INT32_MAX;                    // equivalent (comparison): the same
-  const int64_t together = rows < kMaxGridY ? rows : kMaxGridY;  // equivalent (comparison): the lesser
+  if (blocks > INT32_MAX) blocks = INT32_MAX;                    // equivalent: comparison: the same
+  const int64_t together = rows < kMaxGridY ? rows : kMaxGridY;  // equivalent: comparison: the lesser
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(together));
   return launch(cuda::scale_rows_kernel<T>, grid, kThreads, stream, static_cast<const T*>(gradient),
                 static_cast<const cuda::Real<T>*>(grad), static_cast<const cuda::Real<T>*>(factor),

@@ -53,8 +53,8 @@ cudaError_t launch_distill_rows(Dtype dtype, Divergence divergence, const cuda::
   const Kernel kernel = kernel_of(dtype, divergence);
   const int64_t shared = distill_rows_shared(dtype, divergence, op.student.classes);
   if (!kernel || blocks < 1 || blocks > INT32_MAX) return cudaErrorInvalidValue;
-  if (shared > INT32_MAX) return cudaErrorInvalidValue;  // equivalent (comparison): it is even
-  if (op.rows == 0) return cudaSuccess;                  // equivalent (check): nothing is walked
+  if (shared > INT32_MAX) return cudaErrorInvalidValue;  // equivalent: comparison: it is even
+  if (op.rows == 0) return cudaSuccess;                  // equivalent: check: nothing is walked
   return launch_with(static_cast<size_t>(shared), kernel, dim3(static_cast<unsigned>(blocks)), cuda::kThreads, stream,
                      op);
 }

@@ -11,7 +11,7 @@ cudaError_t launch_with(size_t shared, void (*kernel)(P...), dim3 grid, unsigned
                         A... arguments) {
   static std::mutex mutex;  // what a kernel may ask for is the kernel's: another thread may want less
   std::unique_lock<std::mutex> lock(mutex, std::defer_lock);
-  if (shared) {  // equivalent (check): 0 may be asked for
+  if (shared) {  // equivalent: check: 0 may be asked for
     lock.lock();
     const void* const name = reinterpret_cast<const void*>(kernel);
     const cudaError_t error = cudaFuncSetAttribute(name, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));

@@ -72,7 +72,7 @@ int64_t topk_chunks(Dtype dtype, int64_t rows, int64_t n) {
     const int64_t tiles = tiles_of<typename decltype(type)::Bits>(n);
     if (tiles < kLongRow || rows * 2 > kBlocks) return int64_t{1};
     const int64_t chunks = tiles / kChunkTiles;
-    return chunks < kBlocks / rows ? chunks : kBlocks / rows;  // equivalent (comparison): the lesser
+    return chunks < kBlocks / rows ? chunks : kBlocks / rows;  // equivalent: comparison: the lesser
   });
 }
 

@@ -116,7 +116,7 @@ int64_t index_of(Vector<R> best, Whole<R> vector) {
   R least = kInf;
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const int64_t index = vector[lane] * lanes + lane;
-    if (best[lane] < least || (best[lane] == least && index < found))  // equivalent: no index comes twice
+    if (best[lane] < least || (best[lane] == least && index < found))  // equivalent: bound: no index comes twice
       found = index, least = best[lane];
   }
   return least < kInf ? found : 0;
@@ -149,12 +149,12 @@ void assign(const Assign& op, int64_t begin, int64_t end, void* scratch) {
   for (int64_t chunk = begin; chunk < end; chunk += kChunk) {
     const int64_t count = upto(end - chunk, kChunk), tiles = (count + kRows - 1) / kRows;
     for (int64_t r = 0; r < tiles * kRows; ++r) {
-      const int64_t at = r < count ? r : count - 1;  // equivalent: the last is the last either way
+      const int64_t at = r < count ? r : count - 1;  // equivalent: minimum: the last is the last either way
       const T* const row = row_of<T>(op.x, chunk + at);
       R* const to = own.x + r / kRows * kRows * c.d + r % kRows;
       for (int64_t i = 0; i < c.d; i += lanes) {
         const int64_t n = upto(c.d - i, lanes);
-        const auto some = n == lanes ? load(row + i) : load_upto(row + i, n, 0);  // equivalent: what fills is not kept
+        const auto some = n == lanes ? load(row + i) : load_upto(row + i, n, 0);  // equivalent: fill: any fill
         for (int64_t j = 0; j < n; ++j) to[(i + j) * kRows] = mean[i + j] - some[j];
       }
       own.best[r] = Vector<R>{} + kInf;

@@ -151,7 +151,7 @@ void turn_in(const Matrix& m, const int64_t* rows, int64_t d, Vector<Real<T>>* o
       V tile[lanes];
       for (int64_t r = 0; r < lanes; ++r) {
         const T* const p = row_of<T>(m, rows[g * lanes + r]) + c;
-        tile[r] = n == lanes ? load(p) : load_upto(p, n, 0);  // equivalent: what fills is not kept
+        tile[r] = n == lanes ? load(p) : load_upto(p, n, 0);  // equivalent: fill: what fills is not kept
       }
       transpose(tile);
       for (int64_t i = 0; i < n; ++i) out[(c + i) * kGroups + g] = tile[i];
@@ -298,7 +298,7 @@ void encode(const PqEncode& op, int64_t begin, int64_t end, void* scratch) {
         const int64_t n = upto(count - at, kRows<R>);
         int64_t some[kRows<R>];
         for (int64_t i = 0; i < kRows<R>; ++i)
-          some[i] = rows[at + (i < n ? i : n - 1)];  // equivalent: the last is the last either way
+          some[i] = rows[at + (i < n ? i : n - 1)];  // equivalent: minimum: the last is the last either way
         take_in<T>(op, some, directed, group);
         round ? codes_in<R>(op, some, group.code) : nearest<R>(op, group);
         W changed[kGroups] = {};

@@ -62,7 +62,7 @@ void take(const Rank& op, int64_t of, float* to) {
   const T* const row = static_cast<const T*>(op.vectors) + of * op.d;
   for (int64_t i = 0; i < op.d; i += TAMIS_LANES) {
     const int64_t n = upto(op.d - i, TAMIS_LANES);
-    const F32 some = n == TAMIS_LANES ? load(row + i) : load_upto(row + i, n, 0);  // equivalent: what fills is not kept
+    const F32 some = n == TAMIS_LANES ? load(row + i) : load_upto(row + i, n, 0);  // equivalent: fill: any fill
     for (int64_t j = 0; j < n; ++j) to[(i + j) * kRows] = some[j];
   }
 }
@@ -89,7 +89,7 @@ void aim(const Rank& op, int64_t first, int64_t queries, const float* panel, flo
     }
   for (int v = 0; v < kVectors; ++v) {
     lowest[v] = F32{} + kInf;
-    for (int64_t t = 0; t < op.count; ++t)  // equivalent: below the lowest nobody is counted
+    for (int64_t t = 0; t < op.count; ++t)  // equivalent: bound: below the lowest nobody is counted
       lowest[v] = targets[t].score[v] < lowest[v] ? targets[t].score[v] : lowest[v];
   }
 }

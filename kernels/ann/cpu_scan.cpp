@@ -46,7 +46,7 @@ void scan_flat(const Scan& op, int64_t begin, int64_t end, void* scratch) {
   const int64_t bits = op.codes.bits, parts = op.codes.parts, size = parts << bits, each = held_bytes(op);
   const int64_t bytes = block_bytes(op.codes.bits, parts);
   const Run run = {op.codes.blocks, bytes, op.n, 0, op.codes.blocks};
-  for (int64_t query = begin; query < end; query += kMostQueries) {  // equivalent: behind the end are no queries
+  for (int64_t query = begin; query < end; query += kMostQueries) {  // equivalent: bound: behind the end are no queries
     const int64_t count = end - query < kMostQueries ? end - query : kMostQueries;
     Asker askers[kMostQueries];
     Held* held[kMostQueries];

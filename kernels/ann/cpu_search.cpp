@@ -190,7 +190,7 @@ void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores,
     if (left >= TAMIS_LANES)
       bias = load(ivf.order_bias + i);
     else if (left > 0)
-      bias = load_tail(ivf.order_bias + i, left, kInf);  // equivalent: infinity and one is infinity
+      bias = load_tail(ivf.order_bias + i, left, kInf);  // equivalent: fill: infinity and one is infinity
     const F32 key = load(scores + i) - bias;
     store(keys + i, key);
     low = min(key > -kInf ? key : low, low), high = max(key, high);
@@ -203,7 +203,7 @@ void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores,
     const float middle = from + (to - from) / 2;
     if (!(middle > from && middle < to)) break;
     const int64_t count = count_above(keys, all, middle);
-    (count >= wanted ? from : to) = middle;  // equivalent: where so many reach it, either end will do
+    (count >= wanted ? from : to) = middle;  // equivalent: bound: where so many reach it, either end will do
     if (count == wanted) break;
   }
   int64_t above = count_above(keys, all, to);
@@ -402,7 +402,7 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
     for (int64_t j = 0; j < q.lists; ++j) ++space.head[q.list[j]];
   }
   int32_t asked = 0;
-  for (int64_t l = 0; l < ivf.leaves; ++l) {  // equivalent: one more is nobody's
+  for (int64_t l = 0; l < ivf.leaves; ++l) {  // equivalent: bound: one more is nobody's
     const int32_t count = space.head[l];
     space.head[l] = asked, asked += count;
   }

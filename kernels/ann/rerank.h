@@ -62,7 +62,7 @@ float exact_score(const float* q, const void* row, int64_t d) {
   F32 sum[4] = {};
   const auto add = [](F32& to, F32 a, F32 b) { kL2 ? to -= (a - b) * (a - b) : to += a * b; };
   int64_t i = 0;
-  for (; i + 4 * TAMIS_LANES <= d; i += 4 * TAMIS_LANES)  // equivalent: the next loop does the same, slower
+  for (; i + 4 * TAMIS_LANES <= d; i += 4 * TAMIS_LANES)  // equivalent: loop, bound: the next loop can do all
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) add(sum[j], load(q + i + j * TAMIS_LANES), load(x + i + j * TAMIS_LANES));
   for (; i + TAMIS_LANES <= d; i += TAMIS_LANES) add(sum[0], load(q + i), load(x + i));

@@ -98,7 +98,7 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
       first = code & 15, second = code >> 4;
     };
     int64_t at = 0;
-    for (; at + 2 * kBytes <= parts * 16; at += 2 * kBytes) {  // equivalent: one at a time is slower
+    for (; at + 2 * kBytes <= parts * 16; at += 2 * kBytes) {  // equivalent: loop, bound: one at a time is slower
       // Two entries fit a byte: most_signed.
       prefetch(block.ahead + at, 2 * kBytes);
       U8 first[2], second[2];
@@ -110,7 +110,7 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
         high[q] = add_saturated(high[q], (S8)(lookup16(one, second[0]) + lookup16(two, second[1])));
       }
     }
-    for (; at < parts * 16; at += kBytes) {  // equivalent: of an odd end a register is the same
+    for (; at < parts * 16; at += kBytes) {  // equivalent: bound: of an odd end a register is the same
       U8 first, second;
       unpack(at, first, second);
 #pragma GCC unroll 4
@@ -131,7 +131,7 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
       Exact low, high;
-      for (int64_t at = 0; at < parts * 16; at += kBytes) {  // equivalent: likewise
+      for (int64_t at = 0; at < parts * 16; at += kBytes) {  // equivalent: bound: likewise
         const U8 code = load_bytes(block.codes + at), table = load_bytes(tables[q] + at);
         low.add(lookup16(table, code & 15));
         high.add(lookup16(table, code >> 4));

@@ -31,7 +31,7 @@ const R* numbers(const T* x, int64_t n, const Transform<R>& f, R* buffer) {
     if (f.identity()) return x;
   int64_t i = 0;
   for (; i + kLanes<Vector<R>> <= n; i += kLanes<Vector<R>>) store(buffer + i, f(load(x + i)));
-  if (i < n) store(buffer + i, f(load_tail(x + i, n - i)));  // equivalent: any fill, nobody reads past n
+  if (i < n) store(buffer + i, f(load_tail(x + i, n - i)));  // equivalent: fill: any fill, nobody reads past n
   return buffer;
 }
 

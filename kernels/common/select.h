@@ -39,7 +39,7 @@ R number_of(Key<R> key) {  // NaN also for what lies below -inf or above inf and
 template <class T>
 void keys_of(const T* x, int64_t n, uint32_t* keys) {
   for (int64_t i = 0; i < n; i += kLanes<F32>) {
-    const F32 some = n - i < kLanes<F32> ? load_tail(x + i, n - i) : load(x + i);  // equivalent: any fill
+    const F32 some = n - i < kLanes<F32> ? load_tail(x + i, n - i) : load(x + i);  // equivalent: fill: any fill
     const U32 bits = (U32)(some + 0.0f), flip = (U32)((I32)bits >> 31) | 0x80000000;
     const U32 made = some == some ? bits ^ flip : U32{} - 1;
     memcpy(keys + i, &made, sizeof made);

@@ -130,14 +130,14 @@ void scale_rows(Matrix gradient, const void* grad, int64_t grad_step, double fac
     if (past_caches && (uintptr_t)y % bytes) {
       i = (bytes - (uintptr_t)y % bytes) / sizeof(T);
       if (i > gradient.classes) i = gradient.classes;
-      store_tail(y, i, load_tail(x, i) * g);  // equivalent: any fill, i are stored
+      store_tail(y, i, load_tail(x, i) * g);  // equivalent: fill: any fill, i are stored
     }
     for (; i + lanes <= gradient.classes; i += lanes) {
       __builtin_prefetch((const char*)(x + i) + kAhead);
       past_caches ? stream(y + i, load(x + i) * g) : store(y + i, load(x + i) * g);
     }
     if (i < gradient.classes)
-      store_tail(y + i, gradient.classes - i, load_tail(x + i, gradient.classes - i) * g);  // equivalent: any fill
+      store_tail(y + i, gradient.classes - i, load_tail(x + i, gradient.classes - i) * g);  // equivalent: fill: any
   }
   if (past_caches) stream_fence();
 }

@@ -92,7 +92,7 @@ struct Row {
   // Block c, and class k in it is -inf.
   Block<R> block_without(int64_t c, int64_t n, int64_t k) const {
     Block<R> b = block(c, n);
-    if (k < c || k >= c + n) return b;  // equivalent: k = c + n would be cleared past what is read
+    if (k < c || k >= c + n) return b;  // equivalent: bound: k = c + n would be cleared past what is read
     for (int64_t i = 0; i < n; ++i) buffer[i] = b.x[i];
     buffer[k - c] = -kInf;
     return {buffer, maximum(buffer, n)};

@@ -100,7 +100,7 @@ class Entries : Walk<S> {
   void gather(int64_t r, const int64_t* index, R shift) {
     const S* const s = W::student(r);
     for (int64_t k = 0; k < topk_.entries; ++k) logits_[k] = load_tail(s + index[k], 1)[0];
-    for (int64_t k = 0; k < topk_.entries; k += kLanes<V>) {  // equivalent: one vector more is padding still
+    for (int64_t k = 0; k < topk_.entries; k += kLanes<V>) {  // equivalent: bound: one vector more is padding still
       const V x = f_s_(load(logits_ + k));
       store(logits_ + k, x);
       store(u_ + k, x - shift);
@@ -199,7 +199,7 @@ class Entries : Walk<S> {
       if (index[k] == slope.target) g_[k] -= slope.label;
     }
     if (!f_s_.identity())
-      for (int64_t k = 0; k < topk_.entries; k += kLanes<V>)  // equivalent: likewise
+      for (int64_t k = 0; k < topk_.entries; k += kLanes<V>)  // equivalent: bound: likewise
         store(g_ + k, load(g_ + k) * f_s_.slope(load(logits_ + k)));
     pending_.members = topk_.entries, pending_.index = index, pending_.value = g_;
   }

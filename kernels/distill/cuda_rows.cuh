@@ -103,7 +103,7 @@ __device__ inline void add(Sums& x, const float (&s)[kCount], const float (&t)[k
   float top[2] = {x.top[0], x.top[1]};
 #pragma unroll
   for (int i = 0; i < kCount; ++i) top[0] = fmaxf(top[0], s[i]), top[1] = fmaxf(top[1], t[i]);
-  if (top[0] != x.top[0] || top[1] != x.top[1]) rebase<kDivergence>(x, top, exponent);  // equivalent (check): else by 1
+  if (top[0] != x.top[0] || top[1] != x.top[1]) rebase<kDivergence>(x, top, exponent);  // equivalent: check: else by 1
   const float shift_s = shift_of(top[0]), shift_t = shift_of(top[1]);
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {

@@ -11,7 +11,7 @@ R sum(const R* x, int64_t n, R shift) {
   using V = Vector<R>;
   V total{};
   int64_t i = 0;
-  for (; i + kLanes<V> <= n; i += kLanes<V>) total += load(x + i) - shift;  // equivalent: the rest can do all
+  for (; i + kLanes<V> <= n; i += kLanes<V>) total += load(x + i) - shift;  // equivalent: loop, bound: the rest can
   R rest = 0;
   for (; i < n; ++i) rest += x[i] - shift;
   return reduce_add(total) + rest;
@@ -215,7 +215,7 @@ void write_gradient(T* gradient, const T* s, int64_t n, R* a, const R* b, const 
   if (!transform.identity()) {
     for (int64_t i = 0; i < n; i += kLanes<Vector<R>>) {
       const int64_t left = upto(n - i, kLanes<Vector<R>>);
-      const Vector<R> dy = transform.slope(transform(load_upto(s + i, left)));  // equivalent: any fill
+      const Vector<R> dy = transform.slope(transform(load_upto(s + i, left)));  // equivalent: fill: any fill
       store_upto(a + i, left, at(i) * dy);
       if (i <= target && target < i + left) at_target *= dy[target - i];
     }
@@ -316,7 +316,7 @@ class Walk {
     const int64_t begin = p.written;
     S* const g = gradient(p.row);
     end += (kBytes - (uintptr_t)(g + end) % kBytes) % kBytes / sizeof(S);
-    if (end > classes_) end = classes_;  // equivalent: the rest may be written sooner
+    if (end > classes_) end = classes_;  // equivalent: check: the rest may be written sooner
     write_gradient(g + begin, student(p.row) + begin, end - begin, a_ + begin, b_ + begin, h_ + begin, terms_, p.slope,
                    begin, f_s_, op_.stream_gradient);
     pending_.written = end;

@@ -36,14 +36,14 @@ void write(T* out, const Numbers<R>& block, const Point<R>& at, R lowest, bool p
   if (past_caches && (uintptr_t)out % bytes) {
     i = (bytes - (uintptr_t)out % bytes) / sizeof(T);
     if (i > n) i = n;
-    store_tail(out, i, gradient(load_tail(x, i), at, lowest, R(0)));  // equivalent: any fill, i are stored
+    store_tail(out, i, gradient(load_tail(x, i), at, lowest, R(0)));  // equivalent: fill: any fill, i are stored
   }
   for (; i + lanes <= n; i += lanes) {
     __builtin_prefetch(block.next + i * block.element);
     const Vector<R> g = gradient(load(x + i), at, lowest, R(0));
     past_caches ? stream(out + i, g) : store(out + i, g);
   }
-  if (i < n) store_tail(out + i, n - i, gradient(load_tail(x + i, n - i), at, lowest, R(0)));  // equivalent: any fill
+  if (i < n) store_tail(out + i, n - i, gradient(load_tail(x + i, n - i), at, lowest, R(0)));  // equivalent: fill: any
 }
 
 template <class T>

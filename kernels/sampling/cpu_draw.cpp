@@ -33,7 +33,7 @@ int64_t poisson(const Population& of, int64_t begin, int64_t end, uint64_t* mask
   for (int64_t i = begin; i < end; i += 64) {
     const int64_t n = upto(end - i, 64);
     T tail[64] = {};
-    if (n < 64) memcpy(tail, probs + i, n * sizeof(T));  // equivalent: of a whole word the copy is not read
+    if (n < 64) memcpy(tail, probs + i, n * sizeof(T));  // equivalent: check: of a whole word the copy is not read
     const T* const p = n < 64 ? tail : probs + i;
     uint64_t drawn = 0;
     for (int64_t k = 0; k < n; k += kGroup * kHalf) {
@@ -125,7 +125,7 @@ inline float exposure(double p, float tau) { return (float)(p * tau); }
 // Which of n <= 64 keys lie within low..high.
 inline uint64_t within(const uint32_t* keys, int64_t n, uint32_t low, uint32_t high) {
   uint64_t bits = 0;
-  if (n < 64) {  // equivalent: right for 64, only slower
+  if (n < 64) {  // equivalent: check: right for 64, only slower
     for (int64_t i = 0; i < n; ++i) bits |= (uint64_t)(keys[i] >= low && keys[i] <= high) << i;
     return bits;
   }
@@ -177,7 +177,7 @@ int64_t count(const uint32_t* keys, int64_t begin, int64_t end, uint32_t low, ui
 uint32_t least_above(const uint32_t* keys, int64_t begin, int64_t end, uint32_t key) {
   I32 least = I32{} + (int32_t)kNever, k;  // 31 bits: signed comparisons serve
   int64_t i = begin;
-  for (; i + TAMIS_LANES <= end; i += TAMIS_LANES) {  // equivalent: the rest would find it too
+  for (; i + TAMIS_LANES <= end; i += TAMIS_LANES) {  // equivalent: loop, bound: the rest would find it too
     memcpy(&k, keys + i, sizeof k);
     least = (k > (int32_t)key) & (k < least) ? k : least;
   }
@@ -222,7 +222,7 @@ void take_keyed(const void* probs, const uint32_t* keys, int64_t begin, int64_t 
   const int64_t n = take.indices - indices;
   for (int64_t i = 0; i < n; i += TAMIS_LANES) {
     const int64_t left = n - i;
-    F32 w = left < TAMIS_LANES ? load_tail(weights + i, left, 1) : load(weights + i);  // equivalent: any fill
+    F32 w = left < TAMIS_LANES ? load_tail(weights + i, left, 1) : load(weights + i);  // equivalent: fill: any fill
     if (how.inclusion) w = 1.0f / one_minus_exp(w);
     w = w < how.cap ? w : F32{} + how.cap;
     left < TAMIS_LANES ? store_tail(weights + i, left, w) : store(weights + i, w);
@@ -230,7 +230,7 @@ void take_keyed(const void* probs, const uint32_t* keys, int64_t begin, int64_t 
 }
 
 void words(const int64_t* ids, int64_t seed, int64_t offset, int64_t begin, int64_t end, int64_t* out) {
-  for (int64_t i = begin; i < end; i += kHalf) {  // equivalent: of nothing, nothing is put out
+  for (int64_t i = begin; i < end; i += kHalf) {  // equivalent: bound: of nothing, nothing is put out
     const Words<U64> w = philox(ids_at(ids, i, end - i), seed, offset);
     for (int64_t k = 0; k < kHalf && i + k < end; ++k)
       for (int j = 0; j < 4; ++j) out[(i + k) * 4 + j] = w.word[j][k] & 0xffffffff;
@@ -294,7 +294,7 @@ int64_t place(const void* probs, const int64_t* order, int64_t begin, int64_t en
               int64_t* points, int64_t count) {
   const T* const p = static_cast<const T*>(probs);
   int64_t j = 0;
-  for (int64_t i = begin; i < end && j < count; ++i) {  // equivalent: of `count`, it only ends this sooner
+  for (int64_t i = begin; i < end && j < count; ++i) {  // equivalent: bound: of `count`, it only ends this sooner
     const int64_t at = order ? order[i] : i;
     before += mass_of(p[at], masses);
     while (j < count && points[j] < before) points[j++] = at;

@@ -25,7 +25,7 @@ Found<R> survey(const R* x, int64_t classes, Vector<R> inverse_tau) {
   }
   const V shift = f.max == -kInf ? V{} : f.max, lowest = V{} + exp_lowest(R(1));
   // In parts: a long sum in turn rounds as often.
-  for (int64_t begin = 0; begin < classes; begin += 16) {  // equivalent: the last part may be empty
+  for (int64_t begin = 0; begin < classes; begin += 16) {  // equivalent: bound: the last part may be empty
     V others{}, energy{}, squares{};
     for (int64_t c = begin; c < begin + 16 && c < classes; ++c) {
       const V u = max(lowest, (load(x + c * lanes) - shift) * inverse_tau), e = exp_bounded(u, R(1));
@@ -58,7 +58,7 @@ void write(const SoftmaxStats& op, int64_t r, int64_t n, const R* x, const Found
     op.argmax[r + i] = f.argmax[i] < 0 ? 0 : int64_t(f.argmax[i]);  // of -inf alone
     if (f.z[i] != f.z[i]) {
       int64_t c = 0;
-      while (c < classes && x[c * lanes + i] == x[c * lanes + i]) ++c;  // equivalent: no NaN, then anything
+      while (c < classes && x[c * lanes + i] == x[c * lanes + i]) ++c;  // equivalent: bound: no NaN, then anything
       if (c < classes) {
         op.argmax[r + i] = c;  // as torch's, which counts NaN as the largest
       } else {
@@ -97,7 +97,7 @@ void rows(const SoftmaxStats& op, const Source<R>& source, int64_t begin, int64_
   const int64_t classes = op.in.logits.classes;
   const Transform<R> f = transform<R>(op.in.transform);
   R* const x = buffer + kBlock;
-  for (int64_t i = 0; i < classes * lanes; ++i) x[i] = 0;  // equivalent: lanes without a row, not stored
+  for (int64_t i = 0; i < classes * lanes; ++i) x[i] = 0;  // equivalent: bound: lanes without a row, not stored
   for (int64_t r = begin; r < end; r += lanes) {
     const int64_t n = upto(end - r, lanes);
     V inverse_tau = V{} + 1;

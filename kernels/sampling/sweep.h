@@ -209,7 +209,7 @@ struct Reader {
     if (!mask) return x;
     int64_t i = 0;
     if constexpr (__is_same(R, float))
-      for (; i + kLanes<F32> <= n; i += kLanes<F32>)  // equivalent: the rest can do all
+      for (; i + kLanes<F32> <= n; i += kLanes<F32>)  // equivalent: loop, bound: the rest can do all
         store(buffer + i, load_mask(mask + c + i) ? load(x + i) : F32{} - kInf);
     for (; i < n; ++i) buffer[i] = mask[c + i] ? x[i] : R(-kInf);
     return buffer;

@@ -70,6 +70,7 @@ void find_maxima(const T* x, int64_t chunk, int64_t apart, R* out) {
   for (auto& t : top) t[0] = t[1] = V{} - kInf;
   int64_t j = 0;
   for (; j + 2 <= chunk; j += 2)
+#pragma GCC unroll 4  // else the maxima go to memory and back
     for (int s = 0; s < kStreams; ++s)
       for (int v = 0; v < 2; ++v) top[s][v] = max(load(x + (s * apart + j + v) * lanes), top[s][v]);
   if (j < chunk)
@@ -135,7 +136,7 @@ template <class R>
 R reached(const R* x, int64_t n, int64_t k) {
   using V = Vector<R>;
   V low = load(x), high = low;
-  for (int64_t i = kLanes<V>; i < n; i += kLanes<V>)  // equivalent: whole vectors
+  for (int64_t i = kLanes<V>; i < n; i += kLanes<V>)  // equivalent: bound: whole vectors
     low = min(load(x + i), low), high = max(load(x + i), high);
   if (k == 1) return reduce_max(high);
   Key<R> least = key_of(-reduce_max(-low)), most = key_of(reduce_max(high));
@@ -143,11 +144,11 @@ R reached(const R* x, int64_t n, int64_t k) {
     const Key<R> middle = least + (most - least + 1) / 2;
     const R bound = number_of<R>(middle);
     int64_t reach = 0;
-    for (int64_t i = 0; i < n; i += kLanes<V>)  // equivalent: whole vectors
+    for (int64_t i = 0; i < n; i += kLanes<V>)  // equivalent: bound: whole vectors
       reach += __builtin_popcountll(passing<false>(load(x + i), bound));
     if (reach < k)
       most = middle - 1;
-    else if (least = middle; reach <= k + k / 16)  // equivalent: it may be nearer
+    else if (least = middle; reach <= k + k / 16)  // equivalent: check, bound: it may be nearer
       break;
   }
   return number_of<R>(least);
@@ -183,7 +184,7 @@ struct Found {
 template <bool kAbove, class T>
 int64_t find(int64_t i, int64_t n, Found<T>& found) {
   constexpr int64_t block = kBlock * kLanes<Vector<Real<T>>>;
-  while (i + block <= n && found.risen == kAbove && !found.done) {  // equivalent: what follows does the same, slower
+  while (i + block <= n && found.risen == kAbove && !found.done) {  // equivalent: bound: what follows can do all
     const int64_t blocks = upto((n - i) / block, kSegment);
     int32_t hits[kSegment];  // first all of them, without a branch
     int64_t count = 0;
@@ -236,7 +237,7 @@ const int64_t* choose(const T* x, int64_t n, const Work<R>& w, bool sorted) {
     }
     return w.other_indices;
   }
-  if (count > w.k + w.k / 2 || (!sorted && count > w.k))  // equivalent: how many more are sorted is speed
+  if (count > w.k + w.k / 2 || (!sorted && count > w.k))  // equivalent: bound: how many more are sorted is speed
     count = keep(cut(w.keys, count, w.k, w.bins), w.keys, w.indices, count);
   if (sorted) sort_descending(w.keys, w.indices, w.other_keys, w.other_indices, count, w.bins);
   return w.indices;

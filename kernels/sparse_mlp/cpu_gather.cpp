@@ -28,7 +28,7 @@ void by_blocks(const Entries& of, int64_t begin, int64_t end, int64_t b_rows, in
   const int64_t block = all ? b_rows : kBlockBytes / row_bytes + 1;
   int64_t at[kTile];
   for (int64_t r = begin; r < end; ++r) at[r - begin] = of.begin[r];
-  for (int64_t b = 0; b < b_rows; b += block)  // equivalent: in a block more lies nothing
+  for (int64_t b = 0; b < b_rows; b += block)  // equivalent: bound: in a block more lies nothing
     for (int64_t r = begin; r < end; ++r) {
       const int64_t first = at[r - begin], last = of.begin[r] + of.count[r];
       int64_t e = first;
@@ -54,7 +54,7 @@ void add_rows(R* sum, const T* const* row, const R* weight, int64_t columns) {
     V all = load(sum + c);  // sums are padded
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i)
-      all += weight[i] * load_tail(row[i] + c, columns - c, 0);  // equivalent: any fill, it goes to the padding
+      all += weight[i] * load_tail(row[i] + c, columns - c, 0);  // equivalent: fill: any fill, it goes to the padding
     store(sum + c, all);
   }
 }
@@ -67,7 +67,7 @@ void gather(const Gather& op, int64_t begin, int64_t end, void* scratch) {
   R* const sums = static_cast<R*>(scratch);
   for (int64_t first = begin; first < end; first += tile) {
     const int64_t last = first + upto(end - first, tile);
-    memset(sums, 0, (last - first) * width * sizeof(R));  // equivalent: a row ends in padding
+    memset(sums, 0, (last - first) * width * sizeof(R));  // equivalent: part: a row ends in padding
     const int64_t row_bytes = op.columns * sizeof(T) * op.terms;
     by_blocks(of, first, last, op.b_rows, row_bytes, [&](int64_t r, int64_t e, int64_t past) {
       R* const sum = sums + (r - first) * width;
@@ -91,7 +91,7 @@ void gather(const Gather& op, int64_t begin, int64_t end, void* scratch) {
       for (int64_t c = 0; c < op.columns; c += kLanes<V>) {
         const int64_t left = op.columns - c;
         V v = load(sum + c);
-        if (bias) v += left < kLanes<V> ? load_tail(bias + c, left) : load(bias + c);  // equivalent: any fill
+        if (bias) v += left < kLanes<V> ? load_tail(bias + c, left) : load(bias + c);  // equivalent: fill: any fill
         left < kLanes<V> ? store_tail(out + c, left, v) : store(out + c, v);
       }
     }

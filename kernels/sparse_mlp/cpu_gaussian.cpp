@@ -11,7 +11,7 @@ void for_each_vector(const T* x, int64_t n, const Use& use) {  // use(i, how man
   constexpr int64_t lanes = kLanes<decltype(load(x))>;
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) use(i, lanes, load(x + i));
-  if (i < n) use(i, n - i, load_tail(x + i, n - i, 0));  // equivalent: any fill, each use leaves it out
+  if (i < n) use(i, n - i, load_tail(x + i, n - i, 0));  // equivalent: fill: any fill, each use leaves it out
 }
 template <class T, class V>
 void store_some(T* p, int64_t count, V v) {

@@ -15,7 +15,7 @@ void form(const T* up, const T* gate, int64_t n, R* hidden, R* size) {
   for (int64_t i = 0; i < n; i += kLanes<V>) {
     const bool whole = n - i >= kLanes<V>;
     const auto read = [&](const T* p) {
-      return whole ? load(p + i) : load_tail(p + i, n - i, 0);  // equivalent: any fill, nobody reads past n
+      return whole ? load(p + i) : load_tail(p + i, n - i, 0);  // equivalent: fill: any fill, nobody reads past n
     };
     const V u = read(up);
     V h;
@@ -84,7 +84,7 @@ struct Slopes {
     for (int64_t i = begin; i < end; i += kLanes<V>) {
       const int64_t left = end - i;
       const auto read = [&](const void* p) {
-        return left < kLanes<V> ? load_tail(at(p, i), left, 0) : load(at(p, i));  // equivalent: any fill
+        return left < kLanes<V> ? load_tail(at(p, i), left, 0) : load(at(p, i));  // equivalent: fill: any fill
       };
       const auto write = [&](void* p, V v) { left < kLanes<V> ? store_tail(out(p, i), left, v) : store(out(p, i), v); };
       const V d = read(op.d_hidden), up = read(op.up_at);

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads) topk_row_kernel(const Bits* x,  // [
   const Row<Bits> row(x + r * stride, n);
   Threshold<Bits> threshold;
   threshold.equal = k;
-  for (int pass = 0; pass < kPasses<Bits> && !threshold.whole; ++pass) {  // equivalent (comparison): all share a digit
+  for (int pass = 0; pass < kPasses<Bits> && !threshold.whole; ++pass) {  // equivalent: comparison: all share a digit
     clear(bins);
     __syncthreads();
     count_digits<Format>(row, 0, row.tiles(), pass, threshold, bins);
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t r = blockIdx.y, first = blockIdx.x * chunk_tiles;
   unsigned long long* const row_bins = all_bins + r * kPasses<Bits> * kBins;
   const Threshold<Bits> threshold = threshold_of<Bits>(row_bins, pass, k, scratch);
-  if (threshold.whole) return;  // equivalent (check): counts that nobody reads
+  if (threshold.whole) return;  // equivalent: check: counts that nobody reads
   clear(bins);
   __syncthreads();
   count_digits<Format>(Row<Bits>(x + r * stride, n), first, first + chunk_tiles, pass, threshold, bins);
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kOwnBins; ++i) {
     const int bin = threadIdx.x + i * kThreads;
     const unsigned long long count = bins[bin];
-    if (count) atomicAdd(&row_bins[pass * kBins + bin], count);  // equivalent (check): adds nothing
+    if (count) atomicAdd(&row_bins[pass * kBins + bin], count);  // equivalent: check: adds nothing
   }
 }
 

@@ -32,9 +32,9 @@ template <class R>
 __device__ inline R activated(R x, Activation activation) {
   switch (activation) {
     case relu:
-      return x < 0 ? R{0} : x;  // equivalent (comparison): 0 is 0
+      return x < 0 ? R{0} : x;  // equivalent: comparison: 0 is 0
     case squared_relu:
-      return x < 0 ? R{0} : x * x;  // equivalent (comparison): likewise
+      return x < 0 ? R{0} : x * x;  // equivalent: comparison: likewise
     case gelu:
       return x * (R(0.5) + R(0.5) * erf_of(x * R(0.70710678118654752)));
     case gelu_tanh:  // x * sigmoid(2u)
@@ -143,9 +143,9 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ R of_warp[kWarps][kColumns<T>];
   const int slice = threadIdx.x % kSlices, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t token = blockIdx.y, begin = int64_t{blockIdx.x} * kColumns<T>, first = begin + slice * kVector;
-  const bool whole = aligned_rows(w, stride) && first + kVector <= columns;  // equivalent (comparison): one by one
+  const bool whole = aligned_rows(w, stride) && first + kVector <= columns;  // equivalent: comparison: one by one
   R sum[kVector] = {};
-  for (int64_t e = threadIdx.x / kSlices; e < k; e += kTogether * kGroups) {  // equivalent (comparison): none is left
+  for (int64_t e = threadIdx.x / kSlices; e < k; e += kTogether * kGroups) {  // equivalent: comparison: none is left
     Vector<T> row[kTogether] = {};
     R weight[kTogether] = {};
 #pragma unroll

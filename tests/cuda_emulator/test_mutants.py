@@ -9,7 +9,7 @@ template <int A = 1 < 2>
 void kernel() {
   for (int i = 0; i < n; ++i) x += i & mask;
   if (i >= n) return;
-  if (a(b) && c) go();  // equivalent (check): it goes anyway
+  if (a(b) && c) go();  // equivalent: check: it goes anyway
   __syncthreads();
   y = a == b ? min(c, d) : e ? f<1, 2>(g, h) : 0;
   z = (n + kStep - 1) / kStep;

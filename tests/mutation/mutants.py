@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MARK = re.compile(r"// equivalent(?: \(([\w, ]+)\))?: \S")  # ... (KIND, ...): REASON, on the line
+MARK = re.compile(r"// equivalent: ([\w ]+(?:, [\w ]+)*): \S")  # ... KIND, KIND: REASON, on the line
 MOST_EQUIVALENT = 0.05
 Tell = Callable[[str], object]
 
@@ -34,7 +34,7 @@ class Mutant:
     def marked(self) -> bool:
         """Is a change of this kind said to make no difference on this line?"""
         mark = MARK.search(self.file.read_text().splitlines()[self.line - 1])
-        return mark is not None and (not mark[1] or self.kind in mark[1].split(", "))
+        return mark is not None and self.kind in mark[1].split(", ")
 
     def __str__(self) -> str:
         change = f"{self.before.strip() or 'nothing'} -> {self.after.strip() or 'nothing'}"
