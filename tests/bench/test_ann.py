@@ -173,7 +173,9 @@ def test_curves_are_of_what_was_scored():
     assert list(plots.kinds({"rows": rows})) == ["recall-all"]
     axes = Figure().add_subplot()
     plots._draw_curves(axes, rows)
-    assert [line.get_xydata().tolist() for line in axes.lines] == [[[0.9, 9.0], [0.95, 5.0]], [[0.9, 4.0]]]
+    drawn = [line.get_xydata().tolist() for line in axes.lines if len(line.get_xydata())]
+    assert drawn == [[[0.9, 9.0], [0.95, 5.0]], [[0.9, 4.0]]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["tamis", "scann"]
 
 
 def test_without_glove_there_are_vectors_all_the_same(monkeypatch, capsys):

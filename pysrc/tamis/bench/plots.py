@@ -118,8 +118,11 @@ def _curves(mode: str) -> Callable[[list[Row]], list[Row]]:
     return lambda rows: [row for row in rows if "recall" in row and row["mode"].startswith(mode)]
 
 
+_STROKES, _MARKS = ("-", "--", ":", "-."), (".", "x")
+
+
 def _draw_curves(axes: Any, rows: list[Row]) -> None:
-    """A colour a provider, a stroke a data set."""
+    """A colour and a mark a provider, a stroke a data set; the legend has each once."""
     sets, providers = (list(dict.fromkeys(row[key] for row in rows)) for key in ("op", "provider"))
     curves: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -127,8 +130,13 @@ def _draw_curves(axes: Any, rows: list[Row]) -> None:
     for (op, provider), mine in curves.items():
         at, nth = providers.index(provider), sets.index(op)
         points = sorted((row["recall"], row["items_per_second"]) for row in mine)
-        label, stroke = provider + f", {op}" * (len(sets) > 1), ("-", "--", ":")[nth % 3]
-        axes.plot(*zip(*points, strict=True), f"C{at}", marker=".", linestyle=stroke, label=label)
+        axes.plot(
+            *zip(*points, strict=True), f"C{at}", marker=_MARKS[at // 10 % 2], linestyle=_STROKES[nth % len(_STROKES)]
+        )
+    for at, provider in enumerate(providers):
+        axes.plot([], [], f"C{at}", marker=_MARKS[at // 10 % 2], label=provider)
+    for nth, op in enumerate(sets if len(sets) > 1 else ()):
+        axes.plot([], [], "0.4", linestyle=_STROKES[nth % len(_STROKES)], label=op)
     axes.set_yscale("log")
     axes.set_xlabel("recall of 10 neighbours")
     axes.set_ylabel("queries a second")
