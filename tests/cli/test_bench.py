@@ -77,7 +77,15 @@ def test_a_worker_that_fails_is_one_line(monkeypatch):
     assert "tamis.bench: RuntimeError: " in result.output and "foo" in result.output
 
 
-def test_what_was_measured_before_a_failure_is_kept(monkeypatch, tmp_path):
+def test_a_worker_that_is_killed_says_so(monkeypatch):
+    killed = subprocess.CompletedProcess([], -9, stderr="a progress bar: 100%")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: killed)
+    result = invoke("bench", "sampling", "--quick", "--json", "/dev/null")
+    assert (result.exit_code, result.output) == (1, "tamis.bench: worker ended by SIGKILL\n")
+
+
+@pytest.mark.parametrize("place", ["a.json", "/dev/null"])
+def test_what_was_measured_before_a_failure_is_kept(place, monkeypatch, tmp_path):
     def fails_in_its_second_worker(command, **kwargs):
         job = json.loads(command[-1])
         Path(job["out"]).write_text(json.dumps({"header": HEADER, "rows": RESULT["rows"]}))
@@ -86,13 +94,17 @@ def test_what_was_measured_before_a_failure_is_kept(monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "run", fails_in_its_second_worker)
-    out = tmp_path / "a.json"
+    out = tmp_path / place
     out.write_text("an earlier result")
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     result = invoke("bench", "sampling", "--allocator", "kept", "--threads", "1,2", "--json", str(out))
     assert result.exit_code == 1
-    assert result.output == f"tamis.bench: interrupted; the 2 rows before are in {out}.part\n"
-    assert len(engine.load(tmp_path / "a.json.part")["rows"]) == 2
+    part = Path(f"{out}.part")
+    if place == "/dev/null":  # a device has nothing beside it
+        assert result.output == "tamis.bench: interrupted\n" and not part.exists()
+        return
+    assert result.output == f"tamis.bench: interrupted; the 2 rows before are in {part}\n"
+    assert len(engine.load(part)["rows"]) == 2
     assert out.read_text() == "an earlier result"
 
 

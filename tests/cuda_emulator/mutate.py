@@ -1,6 +1,6 @@
 """Mutation run: changes each place of the CUDA sources in turn, in a copy, and asks the emulated suite to notice.
 
-    python -m cuda_emulator.mutate [--only FILE] [--every N]     in tests/
+    python -m cuda_emulator.mutate [--only FILE] [--every N] [--marked]     in tests/
 
 Exit 1 where a mutant survives unmarked, where a mark is not needed, or where more than 5% of the places carry one.
 """
@@ -105,8 +105,9 @@ def cuda_sources() -> list[Path]:
     return sorted([*(ROOT / "kernels").rglob("*.cuh"), *(ROOT / "csrc").glob("*.cu"), ROOT / "csrc" / "launch.h"])
 
 
-def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print) -> list[str]:
-    """What is wrong, a line each. `every`: one place of so many; `marked`: also places that are marked."""
+def run(only: str = "", every: int = 1, marked: bool | None = None, tell: Tell = print) -> list[str]:
+    """What is wrong, a line each. `every`: one place of so many; `marked`: those alone that are, or
+    that are not."""
     used = {driver: headers(driver) for driver in sorted({kernels.driver for kernels in FAMILIES.values()})}
     places = [m for file in cuda_sources() for m in mutants(file) if only in str(file)]
     if every == 1 and noticed(None, used):  # beside a sample the suite itself runs
@@ -115,7 +116,7 @@ def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print)
     def notice(mutant: Mutant) -> str:
         return noticed(mutant, [driver for driver, files in used.items() if mutant.file in files])
 
-    return judge(places, [m for m in places[::every] if marked or not m.marked], notice, tell, not only)
+    return judge(places, [m for m in places[::every] if marked in (None, m.marked)], notice, tell, not only)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Mutation run over the tails of the CPU kernels (tails.py): asks the drivers of tests/sanitize to notice each.
 
-    python -m mutation.cpu [--only FILE] [--every N]     in tests/
+    python -m mutation.cpu [--only FILE] [--every N] [--marked]     in tests/
 
 All mutants are compiled at once, each behind a number that the process reads: a place costs a run, not a compilation.
 Exit 1 where a mutant survives unmarked, where a mark is not needed, or where more than 5% of the places carry one.
@@ -209,8 +209,9 @@ def ways() -> list[tuple[str, bool]]:
     return [*((isa, False) for isa in isas()), (isas()[0], True)]
 
 
-def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print) -> list[str]:
-    """What is wrong, a line each. `every`: one place of so many; `marked`: also places that are marked."""
+def run(only: str = "", every: int = 1, marked: bool | None = None, tell: Tell = print) -> list[str]:
+    """What is wrong, a line each. `every`: one place of so many; `marked`: those alone that are, or
+    that are not."""
     places = [m for file in sources() if only in str(file) for m in mutants(file)]
     numbers = {number(m) for m in places}
     assert len(numbers) == len(places) and 0 not in numbers
@@ -225,7 +226,7 @@ def run(only: str = "", every: int = 1, marked: bool = True, tell: Tell = print)
                     return why
         return ""
 
-    chosen = [m for m in places[::every] if marked or not m.marked]
+    chosen = [m for m in places[::every] if marked in (None, m.marked)]
     with ThreadPoolExecutor(2) as pool:
         found = pool.map(noticed, chosen)
         return judge(places, chosen, lambda mutant: next(found), tell, not only)

@@ -65,7 +65,7 @@ def judge(
     places: list[Mutant], chosen: list[Mutant], noticed: Callable[[Mutant], str], tell: Tell, whole: bool
 ) -> list[str]:
     """What is wrong, a line each. `noticed` says what notices a mutant, if anything. The marks themselves are judged
-    where all places are chosen, and their number where those are of all files."""
+    where all marked places are chosen, and their number where those are of all files."""
     wrong: list[str] = []
     counts: Counter[str] = Counter()
     needed = set()
@@ -80,19 +80,21 @@ def judge(
             wrong.append(f"survived: {mutant}")
         tell(f"{verdict:19} {time.monotonic() - begun:5.1f} s  {mutant}")
     tell(f"{sum(counts.values())} of {len(places)} places: " + ", ".join(f"{n} {v}" for v, n in sorted(counts.items())))
-    if len(chosen) == len(places):
-        needless = {(m.file, m.line, m.kind) for m in places if m.marked} - needed
+    marked = {m for m in places if m.marked}
+    if marked <= set(chosen):
+        needless = {(m.file, m.line, m.kind) for m in marked} - needed
         wrong += [f"a mark that no mutant needs: {file.name}:{line}: {kind}" for file, line, kind in sorted(needless)]
         if whole and counts["equivalent"] > MOST_EQUIVALENT * len(places):
             wrong.append(f"{counts['equivalent']} of {len(places)} places are marked equivalent: more than 5%")
     return wrong
 
 
-def command(run: Callable[[str, int], list[str]], description: str | None) -> int:
+def command(run: Callable[[str, int, bool | None], list[str]], description: str | None) -> int:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="files whose path has this in it")
     parser.add_argument("--every", type=int, default=1, help="one place of so many")
+    parser.add_argument("--marked", action="store_true", default=None, help="places that are marked alone")
     arguments = parser.parse_args()
-    wrong = run(arguments.only, arguments.every)
+    wrong = run(arguments.only, arguments.every, arguments.marked)
     print("\n".join(wrong))
     return 1 if wrong else 0

@@ -127,16 +127,15 @@ def _draw_curves(axes: Any, rows: list[Row]) -> None:
     curves: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         curves.setdefault((row["op"], row["provider"]), []).append(row)
+    strokes = {op: _STROKES[nth % len(_STROKES)] for nth, op in enumerate(sets)}
+    looks = {name: {"color": f"C{nth}", "marker": _MARKS[nth // 10 % 2]} for nth, name in enumerate(providers)}
     for (op, provider), mine in curves.items():
-        at, nth = providers.index(provider), sets.index(op)
         points = sorted((row["recall"], row["items_per_second"]) for row in mine)
-        axes.plot(
-            *zip(*points, strict=True), f"C{at}", marker=_MARKS[at // 10 % 2], linestyle=_STROKES[nth % len(_STROKES)]
-        )
-    for at, provider in enumerate(providers):
-        axes.plot([], [], f"C{at}", marker=_MARKS[at // 10 % 2], label=provider)
-    for nth, op in enumerate(sets if len(sets) > 1 else ()):
-        axes.plot([], [], "0.4", linestyle=_STROKES[nth % len(_STROKES)], label=op)
+        axes.plot(*zip(*points, strict=True), linestyle=strokes[op], **looks[provider])
+    for provider, look in looks.items():
+        axes.plot([], [], label=provider, **look)
+    for op, stroke in strokes.items() if len(strokes) > 1 else ():
+        axes.plot([], [], color="0.4", linestyle=stroke, label=op)
     axes.set_yscale("log")
     axes.set_xlabel("recall of 10 neighbours")
     axes.set_ylabel("queries a second")

@@ -2,6 +2,7 @@
 
 import json
 import pkgutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,11 +87,17 @@ def _worker(job: Job, allocator: str) -> tuple[Result, str]:
         except KeyboardInterrupt:
             why = "interrupted"
         else:
-            last = done.stderr.strip().rpartition("\n")[2]
-            why = (last or f"worker ended with status {done.returncode}") if done.returncode else ""
+            why = _why(done.returncode, done.stderr)
             sys.stderr.write("" if why else done.stderr)
         part: Result = json.loads(out.read_text()) if out.exists() else {"header": {}, "rows": []}
         return part, why
+
+
+def _why(status: int, stderr: str) -> str:
+    """A worker failed; nothing where it did not."""
+    if status < 0:  # whatever it said last
+        return f"worker ended by {signal.Signals(-status).name}"
+    return (stderr.strip().rpartition("\n")[2] or f"worker ended with status {status}") if status else ""
 
 
 def key(row: Row) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ def _rest(result: dict[str, Any], json: Path | None) -> str:
     """Of a run that failed, kept beside what it would have written; says where."""
     from ..bench import run as engine
 
-    if not json or not result["rows"]:
+    if not json or not result["rows"] or (json.exists() and not json.is_file()):  # a device has nothing beside it
         return ""
     part = json.with_name(f"{json.name}.part")
     try:
