@@ -9,6 +9,7 @@
 #include <simde/x86/avx512/madd.h>
 #include <simde/x86/avx512/permutexvar.h>
 #include <simde/x86/avx512/shuffle.h>
+#include <simde/x86/avx512/ternarylogic.h>
 #include "../common/simd.h"
 
 namespace tamis::TAMIS_ISA {
@@ -52,19 +53,37 @@ inline U8 repeat16(const void* p) {
 #endif
 }
 
-// The low six bits of each byte of `index`, looked up in 64 bytes.
-inline U8 lookup64(const uint8_t* table, U8 index) {
+// 64 bytes in which the low six bits of each byte of an index are looked up.
 #ifdef __AVX512VBMI__
-  return (U8)simde_mm512_permutexvar_epi8((simde__m512i)index, (simde__m512i)load_bytes(table));
+class Lookup64 {
+ public:
+  explicit Lookup64(const uint8_t* table) : entries_(load_bytes(table)) {
+    asm("" : "+v"(entries_));  // read once: else each lookup reads them for itself
+  }
+  U8 operator()(U8 index) const {
+    return (U8)simde_mm512_permutexvar_epi8((simde__m512i)index, (simde__m512i)entries_);
+  }
+
+ private:
+  U8 entries_;
+};
 #else
-  const U8 code = index & 63;
-  U8 found = {};
+class Lookup64 {
+ public:
+  explicit Lookup64(const uint8_t* table) : table_(table) {}
+  U8 operator()(U8 index) const {
+    const U8 code = index & 63;
+    U8 found = {};
 #pragma GCC unroll 4
-  for (int quarter = 0; quarter < 4; ++quarter)  // a code of another quarter looks past 127
-    found |= lookup16(repeat16(table + 16 * quarter), (code ^ (uint8_t)(16 * quarter)) + 112);
-  return found;
+    for (int quarter = 0; quarter < 4; ++quarter)  // a code of another quarter looks past 127
+      found |= lookup16(repeat16(table_ + 16 * quarter), (code ^ (uint8_t)(16 * quarter)) + 112);
+    return found;
+  }
+
+ private:
+  const uint8_t* table_;
+};
 #endif
-}
 
 // To the nearest, ties to even.
 inline I32 rounded(F32 x) {

@@ -237,7 +237,7 @@ void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores,
 Run run_of(const Ivf& ivf, int64_t list, int64_t next) {
   const int64_t bytes = block_bytes(ivf.codes.bits, ivf.codes.parts);
   const auto blocks = [&](int64_t of) { return ivf.codes.blocks + ivf.block[of] * bytes; };
-  return {blocks(list), bytes, ivf.start[list + 1] - ivf.start[list], ivf.start[list], blocks(next)};
+  return {blocks(list), bytes, ivf.start[list + 1] - ivf.start[list], ivf.start[list], blocks(next), ivf.bytes};
 }
 
 // The best list's scores say where the threshold starts: at what a share of `rerank` of them reaches. Where half of
@@ -262,10 +262,11 @@ void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allow
     alignas(64) V values[kBlock];
     const S8 start = Layout::start(0);
     for (int64_t first = 0; first < run.vectors; first += Layout::kVectors) {
-      Sums<Layout, kLookup> sums;
+      Sums<Layout, kLookup> sums[1][1];
       const uint8_t* const at = run.blocks + first / Layout::kVectors * run.bytes;
-      Layout::template sums<1>({at, at + run.bytes}, ivf.codes.parts, &q.table.entries, &start, &sums);
-      sums.put(values);
+      const Block block = {at, at + run.bytes};
+      Layout::template sums<1, 1>(&block, ivf.codes.parts, &q.table.entries, &start, sums);
+      sums[0][0].put(values);
       const uint64_t some = allowed ? bits_at(allowed, run.position + first) : ~uint64_t(0);
       for (int64_t i = 0; i < least(run.vectors - first, Layout::kVectors); ++i)
         bins[kLookup == Lookup::s8 ? values[i] + 128 : values[i] >> kShift] += some >> i & 1;
@@ -301,11 +302,15 @@ void scan_again(const Ivf& ivf, Query& q, int64_t k, int64_t rerank, const uint6
   }
 }
 
+// Rows of bytes are asked for so many ahead: of a burst of all, a part is dropped.
+constexpr int64_t kRows = 32;
+
+void fetch_bytes(const Ivf& ivf, Candidate one) { prefetch(row_of(ivf.bytes, one.position), padded(ivf.d, kStep)); }
+
 void fetch_candidates(const Ivf& ivf, Query& q) {
   q.to.settle();
   if (ivf.bytes.data)
-    for (const Candidate one : q.to)
-      prefetch(static_cast<const uint8_t*>(ivf.bytes.data) + one.position * ivf.bytes.stride, padded(ivf.d, kStep));
+    for (int64_t i = 0; i < least(q.to.size, kRows); ++i) fetch_bytes(ivf, q.to.found[i]);
 }
 
 int64_t exact_size(const Ivf& ivf) { return ivf.exact_dtype == f32 ? 4 : 2; }
@@ -317,9 +322,11 @@ void compare_bytes(const Ivf& ivf, Query& q, int64_t k) {
   Collector& to = q.to;
   if (ivf.bytes.data) {
     const float by = ivf.byte_scale * q.scale;
-    for (Candidate& one : to) {
-      const uint8_t* const row = static_cast<const uint8_t*>(ivf.bytes.data) + one.position * ivf.bytes.stride;
-      const float dot = (float)(byte_dot(row, q.bytes, padded(ivf.d, kStep)) - 128 * q.sum) * by;
+    for (int64_t i = 0; i < to.size; ++i) {
+      if (i + kRows < to.size) fetch_bytes(ivf, to.found[i + kRows]);
+      Candidate& one = to.found[i];
+      const float dot =
+          (float)(byte_dot(row_of(ivf.bytes, one.position), q.bytes, padded(ivf.d, kStep)) - 128 * q.sum) * by;
       one.score = ordered(ivf.half_norms ? dot - ivf.half_norms[one.position] : dot);
     }
     const int64_t most = ivf.exact.data ? finalists(k) : k;

@@ -13,11 +13,11 @@ struct Table {
 };
 inline int64_t table_bytes(int bits, int64_t parts) { return ((parts << bits) + 63) & -64; }
 
-// Of signed bytes: so that the scores of a query spread by so many, by fewer where an entry would not fit; of 16, two
-// are added before they saturate. A threshold this far above a list's mean is put at kHigh by what sums start from, and
+// Of signed bytes: so that the scores of a query spread by so many, by fewer where an entry would not fit: two are
+// added before they saturate. A threshold this far above a list's mean is put at kHigh by what sums start from, and
 // one that is further away passes nobody.
 inline constexpr float kSpread = 28;
-inline int32_t most_signed(int64_t centroids) { return centroids == 16 ? 63 : 127; }
+inline constexpr int32_t kMostSigned = 63;
 inline constexpr int kHigh = 80;
 
 // Of unsigned bytes: the largest, so that the sum of all parts stays below 2^16.
@@ -56,7 +56,7 @@ Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* ou
       spread = span > spread ? span : spread;
     }
   }
-  const int32_t most = kSigned ? most_signed(centroids) : most_of(parts), least = kSigned ? -most : 0;
+  const int32_t most = kSigned ? kMostSigned : most_of(parts), least = kSigned ? -most : 0;
   float scale = 1;
   if (spread > 0) scale = kSigned ? min(kSpread / sqrtf(spread), most / reduce_max(furthest)) : most / spread;
   for (int64_t p = 0; p < parts; ++p) {
@@ -78,7 +78,12 @@ struct Run {  // of a list's blocks, whose first vector is at `position`
   const uint8_t* blocks;
   int64_t bytes, vectors, position;  // bytes: of a block
   const uint8_t* next;               // blocks that are read after these
+  Vectors rows;                      // of bytes: those of whom is found will be read; of null none
 };
+
+inline const uint8_t* row_of(const Vectors& bytes, int64_t position) {
+  return static_cast<const uint8_t*>(bytes.data) + position * bytes.stride;
+}
 
 inline constexpr int64_t kAhead = 6;  // blocks
 
@@ -135,9 +140,38 @@ __attribute__((noinline)) void collect(const Sums<Layout, kLookup>& sums, const 
   for (; found; found &= found - 1) {
     const int i = __builtin_ctzll(found);
     to.add(values[i] + add, (uint32_t)(first + i));
+    if (run.rows.data) __builtin_prefetch(row_of(run.rows, first + i));
   }
   to.tighten();
   aim.raise(query);
+}
+
+// kBlocks from `block` on.
+template <class Layout, Lookup kLookup, int kQueries, int kBlocks>
+__attribute__((always_inline)) inline void scan_blocks(const Run& run, int64_t block, int64_t blocks, int64_t parts,
+                                                       const uint8_t* const* tables, const S8* starts,
+                                                       const Asker* queries, Aim<kLookup>* aims,
+                                                       const uint64_t* allowed) {
+  Block fetched[kBlocks];
+  uint64_t wanted = !allowed;
+  for (int b = 0; b < kBlocks; ++b) {
+    const int64_t ahead = block + b + kAhead, over = ahead - blocks;
+    fetched[b] = {run.blocks + (block + b) * run.bytes,
+                  over < 0 ? run.blocks + ahead * run.bytes : run.next + over * run.bytes};
+    if (allowed) wanted |= allowed_of<Layout>(run, block + b, allowed);
+  }
+  if (!wanted) return;
+  Sums<Layout, kLookup> sums[kBlocks][kQueries];
+  Layout::template sums<kQueries, kBlocks>(fetched, parts, tables, starts, sums);
+  uint64_t any = 0;
+#pragma GCC unroll 4
+  for (int q = 0; q < kQueries; ++q)
+#pragma GCC unroll 2
+    for (int b = 0; b < kBlocks; ++b) any |= sums[b][q].at_least(aims[q].least);
+  if (__builtin_expect(!any, 1)) return;
+  for (int q = 0; q < kQueries; ++q)
+    for (int b = 0; b < kBlocks; ++b)
+      if (sums[b][q].at_least(aims[q].least)) collect<Layout>(sums[b][q], run, block + b, allowed, queries[q], aims[q]);
 }
 
 template <class Layout, Lookup kLookup, int kQueries>
@@ -149,21 +183,14 @@ void scan(const Run& run, int64_t parts, const Asker* queries, const uint64_t* a
     tables[q] = queries[q].table, aims[q] = Aim<kLookup>(queries[q]);
     starts[q] = Layout::start((int8_t)aims[q].bias);
   }
+  constexpr int kTogether = kLookup == Lookup::s8 ? Layout::kTogether : 1;
   const int64_t blocks = (run.vectors + Layout::kVectors - 1) / Layout::kVectors;
-  for (int64_t block = 0; block < blocks; ++block) {
-    if (allowed && !allowed_of<Layout>(run, block, allowed)) continue;
-    const int64_t ahead = block + kAhead, over = ahead - blocks;
-    const Block fetched = {run.blocks + block * run.bytes,
-                           over < 0 ? run.blocks + ahead * run.bytes : run.next + over * run.bytes};
-    Sums<Layout, kLookup> sums[kQueries];
-    Layout::template sums<kQueries>(fetched, parts, tables, starts, sums);
-    uint64_t any = 0;
-#pragma GCC unroll 4
-    for (int q = 0; q < kQueries; ++q) any |= sums[q].at_least(aims[q].least);
-    if (__builtin_expect(!any, 1)) continue;
-    for (int q = 0; q < kQueries; ++q)
-      if (sums[q].at_least(aims[q].least)) collect<Layout>(sums[q], run, block, allowed, queries[q], aims[q]);
-  }
+  int64_t block = 0;
+  for (; block + kTogether <= blocks; block += kTogether)
+    scan_blocks<Layout, kLookup, kQueries, kTogether>(run, block, blocks, parts, tables, starts, queries, aims,
+                                                      allowed);
+  if (kTogether > 1 && block < blocks)
+    scan_blocks<Layout, kLookup, kQueries, 1>(run, block, blocks, parts, tables, starts, queries, aims, allowed);
 }
 
 template <class Layout, Lookup kLookup>

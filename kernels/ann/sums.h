@@ -19,7 +19,14 @@ struct ValueOf<Lookup::u16> {
 template <Lookup kLookup>
 using Value = typename ValueOf<kLookup>::type;
 
-inline U8 select(uint8_t mask, U8 a, U8 b) { return (a & mask) | (b & (uint8_t)~mask); }
+inline U8 select(uint8_t mask, U8 a, U8 b) {
+#if TAMIS_LANES == 16
+  constexpr int kChoose = 0xca;
+  return (U8)simde_mm512_ternarylogic_epi32((Register)(U8{} + mask), (Register)a, (Register)b, kChoose);
+#else
+  return (a & mask) | (b & (uint8_t)~mask);
+#endif
+}
 
 // Two sums of 16 vectors each, in the 16 bytes of each lane, to 32 of them: to as many registers as those fill.
 inline void join(S8 low, S8 high, S8* out) {
@@ -53,7 +60,8 @@ struct Block {  // of codes, and what is fetched meanwhile
   const uint8_t *codes, *ahead;
 };
 
-// What a block's vectors score.
+// What a block's vectors score. A layout has the sums of kBlocks blocks for kQueries queries: signed ones of as many as
+// kTogether, exact ones of one.
 template <class Layout, Lookup kLookup>
 struct Sums {  // signed bytes
   S8 of[Layout::kRegisters];
@@ -79,7 +87,7 @@ struct Sums<Layout, Lookup::u16> {
 };
 
 struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts at once
-  static constexpr int kVectors = 32, kRegisters = kBytes < 32 ? 2 : 1;
+  static constexpr int kVectors = 32, kRegisters = kBytes < 32 ? 2 : 1, kTogether = 1;
 
   static S8 start(int8_t bias) {  // joined lanes have it once
     S8 first = {};
@@ -87,9 +95,10 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
     return first;
   }
 
-  template <int kQueries>
-  __attribute__((always_inline)) static void sums(const Block& block, int64_t parts, const uint8_t* const* tables,
-                                                  const S8* starts, Sums<Four, Lookup::s8>* out) {
+  template <int kQueries, int kBlocks>
+  __attribute__((always_inline)) static void sums(const Block* blocks, int64_t parts, const uint8_t* const* tables,
+                                                  const S8* starts, Sums<Four, Lookup::s8> (*out)[kQueries]) {
+    const Block block = *blocks;
     S8 low[kQueries], high[kQueries];
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) low[q] = high[q] = starts[q];
@@ -99,7 +108,7 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
     };
     int64_t at = 0;
     for (; at + 2 * kBytes <= parts * 16; at += 2 * kBytes) {  // equivalent: loop, bound: one at a time is slower
-      // Two entries fit a byte: most_signed.
+      // Two entries fit a byte: kMostSigned.
       prefetch(block.ahead + at, 2 * kBytes);
       U8 first[2], second[2];
       unpack(at, first[0], second[0]), unpack(at + kBytes, first[1], second[1]);
@@ -121,12 +130,13 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
       }
     }
 #pragma GCC unroll 4
-    for (int q = 0; q < kQueries; ++q) join(low[q], high[q], out[q].of);
+    for (int q = 0; q < kQueries; ++q) join(low[q], high[q], out[0][q].of);
   }
 
-  template <int kQueries>
-  __attribute__((always_inline)) static void sums(const Block& block, int64_t parts, const uint8_t* const* tables,
-                                                  const S8*, Sums<Four, Lookup::u16>* out) {
+  template <int kQueries, int kBlocks>
+  __attribute__((always_inline)) static void sums(const Block* blocks, int64_t parts, const uint8_t* const* tables,
+                                                  const S8*, Sums<Four, Lookup::u16> (*out)[kQueries]) {
+    const Block block = *blocks;
     prefetch(block.ahead, parts * 16);
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
@@ -140,8 +150,8 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
       low.add_to(each[0]);
       high.add_to(each[1]);
       for (int i = 0; i < 32; ++i) {
-        out[q].of[i] = 0;
-        for (int lane = 0; lane < kBytes; lane += 16) out[q].of[i] += each[i / 16][lane + i % 16];
+        out[0][q].of[i] = 0;
+        for (int lane = 0; lane < kBytes; lane += 16) out[0][q].of[i] += each[i / 16][lane + i % 16];
       }
     }
   }
@@ -149,49 +159,63 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
 
 struct Six {  // bits: four parts in 192 bytes, of which each third looks up 64 codes
   static constexpr int kVectors = 64, kRegisters = 64 / kBytes;
+  static constexpr int kTogether = kBytes == 64 ? 2 : 1;  // blocks that share what is read of a table
 
   static S8 start(int8_t bias) { return S8{} + bias; }
 
-  template <int kQueries, class Add>
-  static void walk(const uint8_t* codes, int64_t parts, const uint8_t* const* tables, const Add& add) {
-    for (int64_t group = 0; group < parts / 4; ++group) {
-      const uint8_t* const c = codes + 192 * group;
-      U8 code[4] = {load_bytes(c), load_bytes(c + 64), load_bytes(c + 128)};  // the high bits: see lookup64
-      const U8 two = select(3, (U8)((W16)code[0] >> 6), (U8)((W16)code[1] >> 4));
-      code[3] = select(15, two, (U8)((W16)code[2] >> 2));
+  // The codes of four parts; the high bits are anything: see Lookup64.
+  static void unpack(const uint8_t* c, U8* code) {
+    for (int i = 0; i < 3; ++i) code[i] = load_bytes(c + 64 * i);
+    const U8 two = select(3, (U8)((W16)code[0] >> 6), (U8)((W16)code[1] >> 4));
+    code[3] = select(15, two, (U8)((W16)code[2] >> 2));
+  }
+
+  template <int kQueries, int kBlocks>
+  __attribute__((always_inline)) static void sums(const Block* blocks, int64_t parts, const uint8_t* const* tables,
+                                                  const S8* starts, Sums<Six, Lookup::s8> (*out)[kQueries]) {
+    for (int b = 0; b < kBlocks; ++b) prefetch(blocks[b].ahead, parts * 48);
+    for (int first = 0; first < kRegisters; ++first) {
+      S8 sum[kBlocks][kQueries];
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q)
+        for (int b = 0; b < kBlocks; ++b) sum[b][q] = starts[q];
+      for (int64_t group = 0; group < parts / 4; ++group) {
+        U8 code[kBlocks][4];
+#pragma GCC unroll 2
+        for (int b = 0; b < kBlocks; ++b) unpack(blocks[b].codes + 192 * group + first * kBytes, code[b]);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) add(q, i, lookup64(tables[q] + 256 * group + 64 * i, code[i]));
+        for (int q = 0; q < kQueries; ++q)
+#pragma GCC unroll 2
+          for (int i = 0; i < 4; i += 2) {  // two entries fit a byte: kMostSigned
+            const uint8_t* const table = tables[q] + 256 * group + 64 * i;
+            const Lookup64 one(table), two(table + 64);
+#pragma GCC unroll 2
+            for (int b = 0; b < kBlocks; ++b)
+              sum[b][q] = add_saturated(sum[b][q], (S8)(one(code[b][i]) + two(code[b][i + 1])));
+          }
+      }
+#pragma GCC unroll 4
+      for (int q = 0; q < kQueries; ++q)
+        for (int b = 0; b < kBlocks; ++b) out[b][q].of[first] = sum[b][q];
     }
   }
 
-  template <int kQueries>
-  __attribute__((always_inline)) static void sums(const Block& block, int64_t parts, const uint8_t* const* tables,
-                                                  const S8* starts, Sums<Six, Lookup::s8>* out) {
-    prefetch(block.ahead, parts * 48);
-    for (int first = 0; first < kRegisters; ++first) {
-      S8 sum[kQueries][2];
-#pragma GCC unroll 4
-      for (int q = 0; q < kQueries; ++q) sum[q][0] = starts[q], sum[q][1] = S8{};
-      walk<kQueries>(block.codes + first * kBytes, parts, tables,
-                     [&](int q, int i, U8 x) { sum[q][i % 2] = add_saturated(sum[q][i % 2], (S8)x); });
-#pragma GCC unroll 4
-      for (int q = 0; q < kQueries; ++q) out[q].of[first] = add_saturated(sum[q][0], sum[q][1]);
-    }
-  }
-
-  template <int kQueries>
-  __attribute__((always_inline)) static void sums(const Block& block, int64_t parts, const uint8_t* const* tables,
-                                                  const S8*, Sums<Six, Lookup::u16>* out) {
-    prefetch(block.ahead, parts * 48);
+  template <int kQueries, int kBlocks>
+  __attribute__((always_inline)) static void sums(const Block* blocks, int64_t parts, const uint8_t* const* tables,
+                                                  const S8*, Sums<Six, Lookup::u16> (*out)[kQueries]) {
+    prefetch(blocks->ahead, parts * 48);
     for (int first = 0; first < kVectors; first += kBytes)
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
         Exact sum;
-        walk<1>(block.codes + first, parts, tables + q, [&](int, int, U8 x) { sum.add(x); });
-        memset(out[q].of + first, 0, kBytes * 2);
-        sum.add_to(out[q].of + first);
+        for (int64_t group = 0; group < parts / 4; ++group) {
+          U8 code[4];
+          unpack(blocks->codes + 192 * group + first, code);
+#pragma GCC unroll 4
+          for (int i = 0; i < 4; ++i) sum.add(Lookup64(tables[q] + 256 * group + 64 * i)(code[i]));
+        }
+        memset(out[0][q].of + first, 0, kBytes * 2);
+        sum.add_to(out[0][q].of + first);
       }
   }
 };

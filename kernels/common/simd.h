@@ -239,20 +239,31 @@ inline V min(V a, V b) {
   return a < b ? a : b;
 }  // likewise
 
-// Over the lanes; of floats halves upon halves: a chain through all of them takes as long as some ten vectors of work.
+// Over the lanes; of 32 bits halves upon halves: a chain through all of them takes as long as some ten vectors of work.
 template <bool kAdd, class V>
 inline auto reduce(V v) {
   const auto join = [](auto a, auto b) { return kAdd ? a + b : b > a ? b : a; };
   [[maybe_unused]] constexpr bool floats = __is_same(decltype(v[0] + 0), float);
+  [[maybe_unused]] constexpr bool whole = __is_same(decltype(v[0] + 0), int) && sizeof(v[0]) == 4;
 #ifdef __AVX512F__
   if constexpr (floats && kLanes<V> == 16)
     return reduce<kAdd>(join(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+  if constexpr (whole && kLanes<V> == 16) {
+    typedef int32_t Half __attribute__((vector_size(32)));
+    const __m512i all = (__m512i)v;
+    return reduce<kAdd>(join((Half)_mm512_castsi512_si256(all), (Half)_mm512_extracti32x8_epi32(all, 1)));
+  }
 #endif
 #ifdef __AVX__
   if constexpr (floats && kLanes<V> == 8)
     return reduce<kAdd>(join(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
+  if constexpr (whole && kLanes<V> == 8) {
+    typedef int32_t Half __attribute__((vector_size(16)));
+    const __m256i all = (__m256i)v;
+    return reduce<kAdd>(join((Half)_mm256_castsi256_si128(all), (Half)_mm256_extractf128_si256(all, 1)));
+  }
 #endif
-  if constexpr (floats && kLanes<V> == 4) return join(join(v[0], v[2]), join(v[1], v[3]));
+  if constexpr ((floats || whole) && kLanes<V> == 4) return join(join(v[0], v[2]), join(v[1], v[3]));
   auto all = v[0];
   for (int i = 1; i < kLanes<V>; ++i) all = join(all, v[i]);
   return all;

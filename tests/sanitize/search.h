@@ -80,7 +80,7 @@ Entries entries_of(const float* lut, int64_t parts, int64_t centroids, Lookup lo
   const bool is_signed = lookup == Lookup::s8;
   Entries made;
   std::vector<float> from(parts);
-  const float most_signed = centroids == 16 ? 63 : 127;
+  constexpr float kMostSigned = 63;
   float spread = 0, furthest = 0;
   for (int64_t p = 0; p < parts; ++p) {
     double sum = 0, squares = 0, low = INFINITY, high = -INFINITY;
@@ -95,13 +95,13 @@ Entries entries_of(const float* lut, int64_t parts, int64_t centroids, Lookup lo
     furthest = std::max(furthest, float(std::max(high - mean, mean - low)));
     made.offset += from[p];
   }
-  made.scale = spread > 0 ? (is_signed ? std::min(28 / std::sqrt(spread), most_signed / furthest) : 255 / spread) : 1;
+  made.scale = spread > 0 ? (is_signed ? std::min(28 / std::sqrt(spread), kMostSigned / furthest) : 255 / spread) : 1;
   for (int64_t p = 0; p < parts; ++p) {
     int most = 0;
     for (int64_t c = 0; c < centroids; ++c) {
       const float entry = std::nearbyint((lut[p * centroids + c] - from[p]) * made.scale);
       made.at.push_back(
-          int(std::min(std::max(entry, is_signed ? -most_signed : 0.f), is_signed ? most_signed : 255.f)));
+          int(std::min(std::max(entry, is_signed ? -kMostSigned : 0.f), is_signed ? kMostSigned : 255.f)));
       most = std::max(most, std::abs(made.at.back()));
     }
     made.most += most;

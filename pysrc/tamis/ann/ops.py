@@ -107,9 +107,9 @@ def pq_scan(
         n: vectors, below 2^32.
         k: at least 1; where fewer than k are allowed the rest is -1 and -inf.
         lookup: "s8" rounds a query's table to signed bytes, at a scale where its scores spread by 28 (by less where
-            an entry would leave 63, of 64 centroids 127), and adds with saturation: a score far above the others may
-            lose rank among its like, and the last bits depend on the instruction set. "u16" rounds to bytes, above 257
-            parts to 65535 // parts, and adds exactly; parts are at most 4096.
+            an entry would leave 63), and adds with saturation: a score far above the others may lose rank among its
+            like, and the last bits depend on the instruction set. "u16" rounds to bytes, above 257 parts to
+            65535 // parts, and adds exactly; parts are at most 4096.
         allowed: bool [n], who may be found; None: all.
         impl: "auto", "reference" or "cpu".
     Returns:

@@ -52,7 +52,7 @@ def tables(lut: Tensor, lookup: str) -> tuple[Tensor, Tensor, Tensor]:
     if lookup == "s8":
         mean = lut.mean(-1, keepdim=True)
         spread = (lut.square().mean(-1) - mean.squeeze(-1).square()).sum(-1)
-        high = 63 if lut.shape[2] == 16 else 127  # of 16, two are added before they saturate
+        high = 63  # two are added before they saturate
         furthest = (lut - mean).abs().amax((1, 2)) if lut.shape[1] else spread
         scale, origin, low = torch.minimum(SPREAD / spread.sqrt(), high / furthest), mean, -high
     else:

@@ -60,7 +60,8 @@ def register(
         first = args[0]
         if autograd and reference and isinstance(first, torch.Tensor) and first.device.type not in OWN:
             return reference(*args)
-        out = differentiate(*args) if torch.is_grad_enabled() else below_autograd(op, *args)
+        asked = autograd or any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
+        out = differentiate(*args) if asked and torch.is_grad_enabled() else below_autograd(op, *args)
         return list(out) if returns_list else out
 
     _library.impl(name, given_all(route), "Autograd")
