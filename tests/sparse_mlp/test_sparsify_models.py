@@ -237,15 +237,6 @@ def test_a_down_projection_kept_in_float32_is_left():
     assert left.why == "weights of torch.float16 on cpu and torch.float32 on cpu"
 
 
-def test_an_adapter_put_in_afterwards_is_not_passed_by():
-    model, inputs = make("llama")
-    sparsify(model, 6)
-    mlp = model.model.layers[0].mlp
-    mlp.gate_proj = nn.Sequential(mlp.gate_proj)
-    with pytest.raises(TypeError, match=r"^tamis\.sparsify: gate_proj: expected the Linear that .*, got Sequential"):
-        output(model, inputs)
-
-
 def test_an_activation_that_is_a_function():
     model, inputs = make("bert")
     for layer in model.encoder.layer:

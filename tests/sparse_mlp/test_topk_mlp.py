@@ -177,14 +177,15 @@ def test_same_bits_for_any_number_of_threads(tokens):
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        up = torch.nn.functional.linear(x, ws[0])  # torch's own bits must agree for ours to
+        up = torch.nn.functional.linear(x, ws[0])
         leaves = [t.clone().requires_grad_() for t in (x, *ws)]
         y = topk_mlp(*leaves[:5], 33, w_gate=leaves[5], b_gate=leaves[6], activation="gelu")
         results.append((up, y, *torch.autograd.grad(y.sum(), leaves)))
     torch.set_num_threads(before)
-    if all(torch.equal(results[0][0], other[0]) for other in results):
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    if not all(torch.equal(results[0][0], other[0]) for other in results):
+        pytest.skip("torch's own product has other bits for other threads")
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_shapes_and_empty_batches(isa):

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from ..common.checks import FLOATS
 from .modules import TopKMLP
 from .reference import ACTIVATIONS
-from .swap import OUTPUTS_FIRST, Part, PassedActivation, dense_class, qualified
+from .swap import HOOKS, OUTPUTS_FIRST, Part, PassedActivation, dense_class, qualified
 
 
 class Pattern(NamedTuple):
@@ -39,7 +39,6 @@ PATTERNS = (
     Pattern(("Gemma3nTextMLP",), "up_proj", "act_fn", "down_proj", gate="gate_proj", zeroed="activation_sparsity"),
 )
 _OF_CLASS = {name: pattern for pattern in PATTERNS for name in pattern.classes}
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 KNOWN = ", ".join([*_OF_CLASS, "nn.Sequential(Linear, activation, [Dropout], Linear)"])
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from ..common.checks import check_integer, fail
 from .modules import Options, check_selection
 from .patterns import KNOWN, Block, Left, find
-from .swap import Down, Gated, Mlp, PassedActivation, Passes, Swapped, swap, unswap
+from .swap import Act, Down, Gated, Mlp, PassedActivation, Passes, Swapped, swap, unswap
 
 FN = "sparsify"
 K = int | float | Mapping[str, int | float]
@@ -62,7 +62,8 @@ def sparsify(
     that; save_file, FSDP2 and what views a parameter or its gradient as flat (LBFGS, parameters_to_vector) raise. A
     fused optimizer (fused=True) reads memory as it lies, without a word: make it after sparsify, and after restore
     again, and load no state from before. An MLP with dropout between activation and down projection is computed densely
-    in training: the dropout is that of the selected neurons. Again with another k or selection is fine.
+    in training: the dropout is that of the selected neurons. Again with another k or selection is fine. Where a part
+    of an MLP is replaced or hooked afterwards the model raises: restore it first.
 
     Args:
         k: neurons that count for each token: an integer from 1 to d_ff, a float share of d_ff in (0, 1] (1.0: all), or
@@ -125,17 +126,17 @@ def restore(model: nn.Module) -> None:
 
 
 def _replace(block: Block, options: Options) -> None:
-    mlp = Mlp(options, block.up, block.gate, block.dropout)
+    owner, name = block.act
     if block.gate is not None:
-        swap(block.module, Gated, block.down.name)
+        swap(block.module, Gated, block.down)
     else:
         for part in (block.up, block.dropout):
             if part is not None:
-                swap(part.get(), Passes)
-        owner, name = block.act
+                swap(part.get(), Passes, block.down)
         if not isinstance(getattr(owner, name), PassedActivation):
             setattr(owner, name, PassedActivation(getattr(owner, name)))
-    swap(block.down.get(), Down, mlp)
+    act = Act(owner, name, getattr(owner, name))
+    swap(block.down.get(), Down, Mlp(options, block.up, act, block.gate, block.dropout))
 
 
 def _wanted(modules: object, known: Collection[str]) -> Callable[[str, nn.Module], bool]:

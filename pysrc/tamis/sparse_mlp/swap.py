@@ -7,7 +7,7 @@ A gated one: the block hands its input to its down projection.
 """
 
 from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from . import modules
 from .modules import Options, Weights
 from .reference import project_down
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 OUTPUTS_FIRST = {"torch.nn.modules.linear.Linear": True, "transformers.pytorch_utils.Conv1D": False}  # in its weight
 
 
@@ -62,11 +63,14 @@ class Swapped(nn.Module):
 class Passes(Swapped):
     """An up projection or a dropout, whose work the down projection does."""
 
+    _topk: "Part"  # that one
+
     @classmethod
     def transposes(cls, outputs_first: bool | None) -> bool:
         return outputs_first is False
 
     def forward(self, x: Tensor) -> Tensor:
+        self._topk.get(Down)
         return x
 
 
@@ -89,11 +93,11 @@ class Part(NamedTuple):
     kind: type  # its dense class
     transposed: bool = False
 
-    def get(self) -> Any:
+    def get(self, mixin: Any = nn.Module) -> Any:
+        """mixin: what it was given, while it is sparse."""
         module = getattr(self.owner, self.name)
-        if dense_class(module) is not self.kind:  # an adapter, say, which would be passed by
-            want = f"the {self.kind.__name__} that sparsify found (restore the model before it is changed)"
-            fail("sparsify", self.name, want, type(module).__name__, TypeError)
+        if dense_class(module) is not self.kind or not isinstance(module, mixin):  # an adapter, say, or another layer
+            _changed(self.name, f"the {self.kind.__name__}", type(module).__name__)
         return module
 
     def weight(self) -> tuple[Tensor, Tensor | None]:
@@ -101,13 +105,39 @@ class Part(NamedTuple):
         return rows(module.weight, self.transposed), module.bias
 
 
+def _changed(name: str, kind: str, got: str) -> NoReturn:
+    fail("sparsify", name, f"{kind} that sparsify found (restore the model before it is changed)", got, TypeError)
+
+
+class Act(NamedTuple):
+    """An activation, and where it is."""
+
+    owner: nn.Module
+    name: str
+    found: Any
+
+
 class Mlp(NamedTuple):
     """What a down projection needs for doing it all."""
 
     options: Options
     up: Part
+    act: Act
     gate: Part | None
     dropout: Part | None
+
+    def check(self) -> None:
+        """Nobody has put another part in place of one, nor waits for what is computed there no more."""
+        mixin = Passes if self.gate is None else nn.Module
+        act = getattr(self.act.owner, self.act.name)
+        if act is not self.act.found:
+            _changed(self.act.name, "the activation", type(act).__name__)
+        idle = [part for part in (self.up, self.gate, self.dropout) if part is not None]
+        for name, module in [(self.act.name, act), *((part.name, part.get(mixin)) for part in idle)]:
+            # what is before an up projection that is called, is as ever
+            hooks = [h for h in HOOKS if getattr(module, h, None)]
+            if hooks and not (hooks == ["_forward_pre_hooks"] and name == self.up.name and self.gate is None):
+                fail("sparsify", name, "no hook on what is not computed (restore the model before)", hooks[0][1:])
 
 
 class Down(Swapped):
@@ -126,6 +156,7 @@ class Down(Swapped):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [*, d]; the result: [*, d_out]. With dropout before the down projection dense, in training."""
+        self._topk.check()
         dropout = None if self._topk.dropout is None else self._topk.dropout.get()
         if dropout is None or not dropout.training or dropout.p == 0:
             return modules.forward(x, self.weights(), self._topk.options)
@@ -145,10 +176,10 @@ class Down(Swapped):
 class Gated(Swapped):
     """A block of three projections."""
 
-    _topk: str  # its down projection
+    _topk: Part  # its down projection
 
     def forward(self, x: Tensor) -> Tensor:
-        down: Tensor = getattr(self, self._topk)(x)
+        down: Tensor = self._topk.get(Down)(x)
         return down
 
 
