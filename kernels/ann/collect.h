@@ -13,12 +13,9 @@ struct Candidate {
   uint32_t position;
 };
 
-inline bool before(Candidate a, Candidate b) {  // ties by the lowest position
-  return a.score != b.score ? a.score > b.score : a.position < b.position;
-}
-
-using Key = int64_t;  // in the order of `before`: the larger the better
+using Key = int64_t;  // the larger the better: by score, then the lowest position
 inline Key key_of(Candidate a) { return (int64_t)a.score * ((int64_t)1 << 32) + (uint32_t)~a.position; }
+inline bool before(Candidate a, Candidate b) { return key_of(a) > key_of(b); }
 
 // The first `count` of n come to the front, in no order; all where there are no more. Positions differ.
 inline void partition(Candidate* x, int64_t n, int64_t count) {
@@ -47,7 +44,7 @@ inline constexpr int kScoreBins = 512;
 
 struct Collector {
   Candidate* found;
-  int64_t wanted, size, capacity;  // capacity: above 2 * wanted
+  int64_t wanted, size, capacity;  // capacity: above 2 * wanted, and at least twice a block
   int32_t threshold;               // scores below it do not count
   int32_t origin, shift;           // of bin 0; a bin's width in bits
   int32_t bin;                     // the threshold's

@@ -129,7 +129,8 @@ void quantize(const Ivf& ivf, Query& q) {
     store_bytes(reinterpret_cast<uint8_t*>(q.bytes + i), x);
   }
   q.sum = reduce_add(sum);
-  for (i = 0; i < ivf.d; i += 4) q.factors[i / 4] = Factor(q.bytes + i);
+  const int64_t steps = (ivf.d + 3) / 4;
+  for (i = 0; i != steps; ++i) q.factors[i] = Factor(q.bytes + 4 * i);
 }
 
 template <Lookup kLookup>
@@ -302,17 +303,6 @@ void scan_again(const Ivf& ivf, Query& q, int64_t k, int64_t rerank, const uint6
   }
 }
 
-// Rows of bytes are asked for so many ahead: of a burst of all, a part is dropped.
-constexpr int64_t kRows = 32;
-
-void fetch_bytes(const Ivf& ivf, Candidate one) { prefetch(row_of(ivf.bytes, one.position), padded(ivf.d, kStep)); }
-
-void fetch_candidates(const Ivf& ivf, Query& q) {
-  q.to.settle();
-  if (ivf.bytes.data)
-    for (int64_t i = 0; i < least(q.to.size, kRows); ++i) fetch_bytes(ivf, q.to.found[i]);
-}
-
 int64_t exact_size(const Ivf& ivf) { return ivf.exact_dtype == f32 ? 4 : 2; }
 const char* exact_row(const Ivf& ivf, uint32_t position) {
   return static_cast<const char*>(ivf.exact.data) + position * ivf.exact.stride * exact_size(ivf);
@@ -320,13 +310,12 @@ const char* exact_row(const Ivf& ivf, uint32_t position) {
 
 void compare_bytes(const Ivf& ivf, Query& q, int64_t k) {
   Collector& to = q.to;
+  to.settle();
   if (ivf.bytes.data) {
     const float by = ivf.byte_scale * q.scale;
-    for (int64_t i = 0; i < to.size; ++i) {
-      if (i + kRows < to.size) fetch_bytes(ivf, to.found[i + kRows]);
-      Candidate& one = to.found[i];
-      const float dot =
-          (float)(byte_dot(row_of(ivf.bytes, one.position), q.bytes, padded(ivf.d, kStep)) - 128 * q.sum) * by;
+    for (Candidate& one : to) {
+      const uint8_t* const row = row_of(ivf.bytes, one.position);
+      const float dot = (float)(byte_dot(row, q.bytes, padded(ivf.d, kStep)) - 128 * q.sum) * by;
       one.score = ordered(ivf.half_norms ? dot - ivf.half_norms[one.position] : dot);
     }
     const int64_t most = ivf.exact.data ? finalists(k) : k;
@@ -382,7 +371,6 @@ void search_one(const Search& op, int64_t query, const Space& space) {
   begin_query<Layout, kLookup>(ivf, *q, op.rerank, op.allowed, kShare);
   scan_lists<Layout, kLookup>(ivf, *q, op.allowed);
   scan_again<Layout, kLookup>(ivf, *q, op.k, op.rerank, op.allowed);
-  fetch_candidates(ivf, *q);
   compare_bytes(ivf, *q, op.k);
   finish(op, *q, op.values + query * op.k, op.positions + query * op.k);
 }
@@ -433,10 +421,9 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
     scan_each<Layout, kLookup>(run, ivf.codes.parts, askers, count, op.allowed);
   }
   for (int64_t i = 0; i < n; ++i) scan_again<Layout, kLookup>(ivf, queries[i], op.k, op.rerank, op.allowed);
-  for (int64_t i = 0; i < n + 2; ++i) {  // each stage a query behind the one before, whose rows are on their way
-    if (i < n) fetch_candidates(ivf, queries[i]);
-    if (i >= 1 && i <= n) compare_bytes(ivf, queries[i - 1], op.k);
-    if (i >= 2) finish(op, queries[i - 2], op.values + (begin + i - 2) * op.k, op.positions + (begin + i - 2) * op.k);
+  for (int64_t i = 0; i < n + 1; ++i) {  // a query behind, whose exact rows are on their way
+    if (i < n) compare_bytes(ivf, queries[i], op.k);
+    if (i >= 1) finish(op, queries[i - 1], op.values + (begin + i - 1) * op.k, op.positions + (begin + i - 1) * op.k);
   }
 }
 

@@ -78,7 +78,7 @@ struct Run {  // of a list's blocks, whose first vector is at `position`
   const uint8_t* blocks;
   int64_t bytes, vectors, position;  // bytes: of a block
   const uint8_t* next;               // blocks that are read after these
-  Vectors rows;                      // of bytes: those of whom is found will be read; of null none
+  Vectors rows;                      // of bytes: of who is found, one is fetched; null: none
 };
 
 inline const uint8_t* row_of(const Vectors& bytes, int64_t position) {
@@ -155,7 +155,7 @@ __attribute__((always_inline)) inline void scan_blocks(const Run& run, int64_t b
   Block fetched[kBlocks];
   uint64_t wanted = !allowed;
   for (int b = 0; b < kBlocks; ++b) {
-    const int64_t ahead = block + b + kAhead, over = ahead - blocks;
+    const int64_t ahead = block + b + kAhead, over = ahead - blocks;  // equivalent: remainder: fetched is not read
     fetched[b] = {run.blocks + (block + b) * run.bytes,
                   over < 0 ? run.blocks + ahead * run.bytes : run.next + over * run.bytes};
     if (allowed) wanted |= allowed_of<Layout>(run, block + b, allowed);

@@ -28,6 +28,7 @@ HERE = ROOT / "tests" / "sanitize"
 # Of tests/sanitize, and the kernels that each drives; the quick ones first.
 DRIVERS = {
     "encode": "ann/cpu_[aer]*.cpp",
+    "collect": "ann/collect*.cpp",  # the header alone
     "search": "ann/cpu_s*.cpp",
     "draw": "sampling/cpu_*.cpp",
     "choose": "sparse_mlp/cpu_*.cpp",

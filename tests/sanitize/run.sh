@@ -14,6 +14,7 @@ drive() {  # runner, compiler, isa, lanes, flags
   build "$@" -ffp-contract=fast tests/sanitize/choose.cpp
   build "$@" -ffp-contract=fast tests/sanitize/topk.cpp kernels/sparse_mlp/cpu_*.cpp
   build "$@" -ffp-contract=fast tests/sanitize/mlp.cpp kernels/sparse_mlp/cpu_*.cpp
+  build "$@" -ffp-contract=fast tests/sanitize/collect.cpp
   build "$@" -ffp-contract=fast tests/sanitize/encode.cpp kernels/ann/cpu_{assign,encode,rank}.cpp
   build "$@" -ffp-contract=fast -isystem "$simde/simde" tests/sanitize/search.cpp kernels/ann/cpu_{scan,search}.cpp
 }

@@ -1,0 +1,87 @@
+// Drives the parts of a search that keep the best of what is found, where every buffer is as long as its candidates.
+#include "../../kernels/ann/collect.h"
+#include <numeric>
+#include "driver.h"
+
+namespace {
+
+namespace isa = tamis::TAMIS_ISA;
+using isa::Candidate;
+
+void sure(bool right, const char* what, int64_t n, int64_t count) {
+  if (right) return;
+  std::printf("%s: n %lld, count %lld\n", what, (long long)n, (long long)count);
+  failed();
+}
+
+// Of so many scores; positions in any order.
+Array<Candidate> some(int64_t n, int scores, std::mt19937& random) {
+  std::vector<uint32_t> positions(n);
+  std::iota(positions.begin(), positions.end(), 0);
+  std::shuffle(positions.begin(), positions.end(), random);
+  Array<Candidate> x(n);
+  for (int64_t i = 0; i < n; ++i) x[i] = {int32_t(random() % scores) - scores / 2, positions[i]};
+  return x;
+}
+
+// The first `count` of n by score, then by position.
+using Order = std::vector<std::pair<int64_t, uint32_t>>;
+Order best(const Array<Candidate>& x, int64_t n, int64_t count) {
+  Order all;
+  for (int64_t i = 0; i < n; ++i) all.push_back({-int64_t(x[i].score), x[i].position});
+  std::sort(all.begin(), all.end());
+  all.resize(std::min(n, count));
+  return all;
+}
+
+void check_partition(int64_t n, int64_t count, int scores, std::mt19937& random) {
+  Array<Candidate> x = some(n, scores, random);
+  const Order want = best(x, n, count), whole = best(x, n, n);
+  isa::partition(x.data(), n, count);
+  sure(best(x, std::min(n, count), n) == want, "the first", n, count);
+  sure(best(x, n, n) == whole, "all", n, count);
+}
+
+// Blocks of `step` candidates; scores rise as they come where `rising`, so that the memory fills.
+void check_collector(int64_t wanted, int64_t capacity, int64_t step, int scores, bool rising, std::mt19937& random) {
+  const int64_t n = 12 * capacity / step * step;
+  Array<Candidate> x = some(n, scores, random), found(capacity);
+  if (rising) std::sort(x.begin(), x.end(), [](Candidate a, Candidate b) { return a.score < b.score; });
+  isa::Collector to;
+  to.found = found.data(), to.capacity = capacity;
+  to.start(wanted, -scores / 2, 0);
+  for (int64_t i = 0; i < n; i += step) {
+    const int64_t size = to.size, room = std::count_if(x.begin() + i, x.begin() + i + step,
+                                                       [&](Candidate one) { return one.score >= to.threshold; });
+    const bool full = size + step > capacity;
+    to.make_room(step);
+    sure(full || to.size == size, "dropped before it is full", capacity, i);
+    for (int64_t j = i; j < i + step; ++j) to.add(x[j].score, x[j].position);
+    sure(full || to.size == size + room, "added", capacity, i);
+    to.tighten();
+    const int64_t reach =
+        std::count_if(x.begin(), x.begin() + i + step, [&](Candidate one) { return one.score >= to.threshold; });
+    sure(reach >= std::min(wanted, i + step), "too few reach the threshold", wanted, i);
+    if (scores < isa::kScoreBins && to.bin < isa::kScoreBins - 1) {
+      const int64_t above =
+          std::count_if(x.begin(), x.begin() + i + step, [&](Candidate one) { return one.score > to.threshold; });
+      sure(above < wanted, "the threshold is not tight", wanted, i);
+    }
+  }
+  to.settle();
+  sure(best(found, to.size, n) == best(x, n, wanted), "the best", wanted, step);
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(1);
+  for (int64_t n = 0; n <= 12; ++n)
+    for (int64_t count = 0; count <= n + 1; ++count)
+      for (int round = 0; round < 60; ++round) check_partition(n, count, round % 2 ? 3 : 1000, random);
+  for (const int scores : {1, 4, 60, 100000})
+    for (const int64_t wanted : {1, 5, 31})
+      for (const bool rising : {false, true})
+        for (const int64_t step : {1, 7, 32}) check_collector(wanted, 2 * wanted + 64, step, scores, rising, random);
+  return failures > 0;
+}
