@@ -73,11 +73,13 @@ $(VENV)/torch:
 	rm -rf $(VENV)/cmake
 	echo '$(TORCH)' > $@
 
-# Every environment is made once; the libraries are built again where a source changed (ninja decides).
+# Every environment is made once; the libraries are built again where a source changed (ninja decides). At first they
+# are compiled while pip fetches and unpacks the rest; its own build waits for that one, and finds all made.
 $(VENV)/installed: pyproject.toml $(VENV)/torch
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/$(PIP) '$(TORCH)' 'setuptools>=77' cmake ninja pybind11 simde-py
-	$(BUILDING) $(BIN)/$(PIP) --no-build-isolation -e '.[dev]'
+	$(BUILDING) $(BIN)/python setup.py -q build_ext --inplace & building=$$!; \
+	$(BUILDING) $(BIN)/$(PIP) --no-build-isolation -e '.[dev]' && wait $$building
 	touch $@
 
 build: $(VENV)/installed

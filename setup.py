@@ -1,5 +1,6 @@
 """Drives CMake. The torch that is built against is the environment's, also in an isolated build, which has none."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -38,8 +39,11 @@ class CMakeBuild(build_ext):
             f"-DTAMIS_CUDA={os.environ.get('TAMIS_CUDA', 'auto')}",
             f"-DTAMIS_TESTING={os.environ.get('TAMIS_TESTING', 'OFF')}",
         ]
-        subprocess.run([cmake, *configure], check=True)
-        subprocess.run([cmake, "--build", str(build)], check=True)
+        build.mkdir(parents=True, exist_ok=True)
+        with (build / "lock").open("w") as lock:  # two at once would write the same files: the second finds all made
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            subprocess.run([cmake, *configure], check=True)
+            subprocess.run([cmake, "--build", str(build)], check=True)
 
     def get_outputs(self) -> list[str]:
         return []
