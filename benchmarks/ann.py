@@ -382,16 +382,18 @@ def _search(source: Source, contest: Callable[[], Contest], mode: str, target: f
     )
 
 
-D, QUERIES = 100, 4  # of a scan: four queries share what is read
+D = 100  # of a scan
+# Vectors and queries: in the first and the second cache, where the call itself counts; and as many as show the rate.
+SCANS = ((1024, 4), (16_384, 4), (131_072, 64))
 Codes = tuple[Tensor, Tensor, Tensor, Tensor]  # codebooks, codes [n, parts], queries, what the codes stand for
 
 
-def _codes(n: int, bits: int) -> Codes:
+def _codes(n: int, queries: int, bits: int) -> Codes:
     generator = torch.Generator().manual_seed(0)
     parts = 50 if bits == 4 else 32
     books = torch.randn(parts, 1 << bits, -(-D // parts), generator=generator)
     codes = torch.randint(0, 1 << bits, (n, parts), generator=generator, dtype=torch.uint8)
-    return books, codes, torch.randn(QUERIES, D, generator=generator), ann.pq_decode(codes, books, D)
+    return books, codes, torch.randn(queries, D, generator=generator), ann.pq_decode(codes, books, D)
 
 
 def _scan(lookup: str, bits: int, inputs: Codes) -> Route:
@@ -412,28 +414,28 @@ def _faiss_scan(inputs: Codes) -> Route:
     return Route(lambda _: (torch.from_numpy(index.search(queries.numpy(), K)[0]),))
 
 
-def _scan_case(n: int, bits: int, peers: bool) -> Case:
+def _scan_case(n: int, queries: int, bits: int, peers: bool) -> Case:
     parts = 50 if bits == 4 else 32
     theirs = {"faiss": _faiss_scan} if peers and bits == 4 else {}
     return Case(
         op="pq_scan",
         mode=f"{bits} bits",
-        shape={"vectors": n, "d": D, "queries": QUERIES},
+        shape={"vectors": n, "d": D, "queries": queries},
         dtype="uint8",
-        setup=lambda: _codes(n, bits),
+        setup=lambda: _codes(n, queries, bits),
         providers={"tamis": partial(_scan, "s8", bits), "tamis u16": partial(_scan, "u16", bits), **theirs},
         truth=lambda inputs: ((inputs[2].double() @ inputs[3].double().T).topk(K).values,),
         read=n * parts * bits // 8,
-        items=n * QUERIES,
-        calls=20,
+        items=n * queries,
+        calls=20 if queries == 4 else 1,
     )
 
 
 def cases(*, quick: bool, peers: bool) -> Iterator[Case]:
-    """pq_scan of codes in the first and in the second cache. Then search, by data set, mode and recall."""
+    """pq_scan. Then search, by data set, mode and recall."""
     for bits in (4, 6):
-        for n in (1024,) if quick else (1024, 16_384):
-            yield _scan_case(n, bits, peers)
+        for n, queries in SCANS[:1] if quick else SCANS:
+            yield _scan_case(n, queries, bits, peers)
     for source in sources(quick=quick):
         contest = cache(partial(Contest, source))  # made where the first of its cases runs
         for mode in MODES:

@@ -32,13 +32,13 @@ def check_dense(fn: str, name: str, value: object) -> Tensor:
     return value
 
 
-def check_logits(fn: str, name: str, value: object) -> Tensor:
-    """Dense, [*, classes] of a float dtype, at least one class; rows may be none."""
+def check_logits(fn: str, name: str, value: object, shape: str = "[*, classes] with at least one class") -> Tensor:
+    """Dense, [*, classes] of a float dtype, at least one class; rows may be none. `shape` says so."""
     value = check_dense(fn, name, value)
     if value.dtype not in FLOATS:
         fail(fn, name, NAMES, value.dtype, TypeError)
     if value.dim() < 1 or value.shape[-1] == 0:
-        fail(fn, name, "[*, classes] with at least one class", list(value.shape))
+        fail(fn, name, shape, list(value.shape))
     return value
 
 

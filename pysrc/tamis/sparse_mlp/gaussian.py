@@ -29,7 +29,7 @@ def gaussian_topk(x: Tensor, k: int, *, impl: str = "auto") -> Tensor:
     Raises:
         TypeError, ValueError: an argument, before any work.
     """
-    x = check_logits(FN, "x", x)
+    x = check_logits(FN, "x", x, "[*, n], n at least 1")
     k = check_integer(FN, "k", k)
     if not 1 <= k <= x.shape[-1]:
         fail(FN, "k", f"1 to {x.shape[-1]}, the size of the last axis", k)
