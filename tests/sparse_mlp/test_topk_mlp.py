@@ -173,17 +173,17 @@ def test_a_neuron_has_the_same_bits_wherever_a_thread_begins(isa, dtype, tokens)
 
 @pytest.mark.parametrize("tokens", [1, 8, 9, 300])
 def test_same_bits_for_any_number_of_threads(tokens):
+    """Where torch's own product has: of whole numbers, whose sums are exact in any order."""
     x, ws = made(0, tokens, 100), weights(1, 100, 700, 1100, gated=True)
+    x = x.mul(4).round()
+    ws = [w.mul(4).round() / 16 if i in (0, 1, 4, 5) else w for i, w in enumerate(ws)]
     before, results = torch.get_num_threads(), []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        up = torch.nn.functional.linear(x, ws[0])
         leaves = [t.clone().requires_grad_() for t in (x, *ws)]
         y = topk_mlp(*leaves[:5], 33, w_gate=leaves[5], b_gate=leaves[6], activation="gelu")
-        results.append((up, y, *torch.autograd.grad(y.sum(), leaves)))
+        results.append((y, *torch.autograd.grad(y.sum(), leaves)))
     torch.set_num_threads(before)
-    if not all(torch.equal(results[0][0], other[0]) for other in results):
-        pytest.skip("torch's own product has other bits for other threads")
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
