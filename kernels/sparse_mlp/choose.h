@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kSample = 1 << 15;  // numbers of a long row that the first bound is made from
 constexpr int64_t kSlack = 256;
 constexpr int64_t kBlock = 4;      // vectors
-constexpr int64_t kStreams = 4;    // chunks
+constexpr int64_t kStreams = 8;    // chunks
 constexpr int64_t kSegment = 128;  // blocks
 
 template <class R>
@@ -20,12 +20,13 @@ struct Sizes {
   int64_t vectors = 0, chunk = 0;  // of a row's beginning, by chunks: each lane of a chunk is a group
   int64_t groups = 0;              // 0: the row is ranked whole
   int64_t room;                    // for what may be among the k largest
+  int64_t apart() const { return vectors / chunk / kStreams * chunk; }  // from stream to stream
 
   Sizes(int64_t n, int64_t k) : room(n) {
     constexpr int64_t lanes = kLanes<Vector<R>>;
-    const int64_t wanted = (4 * k + lanes - 1) / lanes, chunks = wanted < kStreams ? kStreams : wanted;
-    const int64_t least = 4 * lanes * chunks;
-    if (n < least) return;
+    const int64_t wanted = (4 * k + lanes - 1) / lanes, parts = n / (4 * lanes);
+    if (parts < 4 || parts < wanted) return;
+    const int64_t chunks = wanted < kStreams ? upto(parts, kStreams) : wanted, least = 4 * lanes * chunks;
     const int64_t sample = n < kSample ? n : kSample;
     vectors = (sample > least ? sample : least) / lanes, chunk = vectors / chunks;
     groups = (vectors + chunk - 1) / chunk * lanes;
@@ -66,16 +67,12 @@ template <class R, class T>
 void find_maxima(const T* x, int64_t chunk, int64_t apart, R* out) {
   using V = Vector<R>;
   constexpr int64_t lanes = kLanes<V>;
-  V top[kStreams][2];
-  for (auto& t : top) t[0] = t[1] = V{} - kInf;
-  int64_t j = 0;
-  for (; j + 2 <= chunk; j += 2)
-#pragma GCC unroll 4  // else the maxima go to memory and back
-    for (int s = 0; s < kStreams; ++s)
-      for (int v = 0; v < 2; ++v) top[s][v] = max(load(x + (s * apart + j + v) * lanes), top[s][v]);
-  if (j < chunk)
-    for (int s = 0; s < kStreams; ++s) top[s][0] = max(load(x + (s * apart + j) * lanes), top[s][0]);
-  for (int s = 0; s < kStreams; ++s) store(out + s * (apart / chunk) * lanes, max(top[s][0], top[s][1]));
+  V top[kStreams];
+  for (V& t : top) t = V{} - kInf;
+  for (int64_t j = 0; j < chunk; ++j)
+#pragma GCC unroll 8  // else the maxima go to memory and back
+    for (int s = 0; s < kStreams; ++s) top[s] = max(load(x + (s * apart + j) * lanes), top[s]);
+  for (int s = 0; s < kStreams; ++s) store(out + s * (apart / chunk) * lanes, top[s]);
 }
 
 // The maximum of each lane of each chunk. A NaN, which is larger, may be left out.
@@ -84,7 +81,7 @@ void find_maxima(const T* x, const Work<R>& w) {
   using V = Vector<R>;
   constexpr int64_t lanes = kLanes<V>;
   R* out = w.maxima;
-  const int64_t each = w.vectors / w.chunk / kStreams, apart = each * w.chunk;
+  const int64_t apart = w.apart(), each = apart / w.chunk;
   for (int64_t c = 0; c < each; ++c, out += lanes) find_maxima(x + c * w.chunk * lanes, w.chunk, apart, out);
   out += (kStreams - 1) * each * lanes;
   for (int64_t i = kStreams * apart; i < w.vectors; i += w.chunk, out += lanes) {
@@ -160,6 +157,7 @@ struct Found {
   const T* x;
   const Work<R>& w;
   R bound;
+  const T* next;  // row, or null
   int64_t count = 0, keyed = 0;
   bool risen = false;  // k numbers reach the bound: only what is above it can be one of the k
   bool done = false;   // they are all NaN
@@ -184,6 +182,7 @@ struct Found {
 template <bool kAbove, class T>
 int64_t find(int64_t i, int64_t n, Found<T>& found) {
   constexpr int64_t block = kBlock * kLanes<Vector<Real<T>>>;
+  const int64_t apart = found.w.apart() * kLanes<Vector<Real<T>>>;
   while (i + block <= n && found.risen == kAbove && !found.done) {  // equivalent: bound: what follows can do all
     const int64_t blocks = upto((n - i) / block, kSegment);
     int32_t hits[kSegment];  // first all of them, without a branch
@@ -191,6 +190,11 @@ int64_t find(int64_t i, int64_t n, Found<T>& found) {
     for (int64_t b = 0; b < blocks; ++b) {
       hits[count] = b;
       count += some_pass<kAbove>(found.x + i + b * block, found.bound);
+      if (found.next) {  // what is read first of it: a line for 64 numbers here, as much as memory gives meanwhile
+        const int64_t line = (i + b * block) / 64;
+        const T* const stream = found.next + line % kStreams * apart;
+        __builtin_prefetch(reinterpret_cast<const char*>(stream) + line / kStreams * 64);
+      }
     }
     for (int64_t h = 0; h < count && !found.done; ++h) {
       const int64_t first = i + hits[h] * block;
@@ -205,14 +209,14 @@ int64_t find(int64_t i, int64_t n, Found<T>& found) {
 
 // keys and indices of what holds the row's k largest, by index: at most `room`. How many.
 template <class R, class T>
-int64_t candidates(const T* x, int64_t n, const Work<R>& w) {
+int64_t candidates(const T* x, int64_t n, const Work<R>& w, const T* next) {
   if (!w.groups) {
     keys_of(x, n, w.keys);
     for (int64_t i = 0; i < n; ++i) w.indices[i] = i;
     return n;
   }
   find_maxima(x, w);
-  Found<T> found{x, w, reached(w.maxima, w.groups, w.k)};
+  Found<T> found{x, w, reached(w.maxima, w.groups, w.k), n > kSample ? nullptr : next};
   int64_t i = find<false>(0, n, found);
   i = find<true>(i, n, found);
   TAMIS_PROMISED(found.done || n - i < kBlock * kLanes<Vector<R>>);
@@ -224,10 +228,11 @@ int64_t candidates(const T* x, int64_t n, const Work<R>& w) {
   return found.count;
 }
 
-// Indices of the k largest: descending, of equals the lowest first; or as they are in the row. In w until the next row.
+// Indices of the k largest: descending, of equals the lowest first; or as they are in the row. In w until the next row,
+// which is fetched meanwhile where it is known.
 template <class R, class T>
-const int64_t* choose(const T* x, int64_t n, const Work<R>& w, bool sorted) {
-  int64_t count = candidates(x, n, w);
+const int64_t* choose(const T* x, int64_t n, const Work<R>& w, bool sorted, const T* next = nullptr) {
+  int64_t count = candidates(x, n, w, next);
   if (count <= kCounted<R>) {
     Count<R> before[kCounted<R>];
     count_before(w.keys, count, before);

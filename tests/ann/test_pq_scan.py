@@ -189,3 +189,4 @@ def test_codes_are_looked_up_by_one_instruction(isa, coder, wanted, times):
             (code,) = (code for function, code in functions.items() if re.search(name, function))
             copies = 3 if lookup == 0 else 1  # of two registers, or two blocks, at once, and of one
             assert len(re.findall(rf"\b{wanted}\b", code)) == times * queries * copies
+            assert "prefetch" in code
