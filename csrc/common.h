@@ -3,14 +3,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <atomic>
-#include <cstdlib>
 #include <functional>
 #include <optional>
 #include <string>
 #include <vector>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
+#include "huge_pages.h"
 #include "kernels/common/matrix.h"
 
 namespace tamis {
@@ -42,20 +39,8 @@ inline ScalarType real_type(const Tensor& t) {
 }
 
 // Large results: glibc gives their pages back at every free, and 4 KiB page faults then cost more than the arithmetic.
-inline constexpr int64_t kLarge = 4 << 20;  // bytes
 inline Tensor advise_huge_pages(Tensor t) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  static const bool wanted = [] {
-    const char* const choice = std::getenv("TAMIS_HUGE_PAGES");
-    return !choice || std::string(choice) != "0";
-  }();
-  const int64_t bytes = t.numel() * t.element_size();
-  if (wanted && bytes >= kLarge) {
-    const uintptr_t page = 4096, begin = ((uintptr_t)t.data_ptr() + page - 1) / page * page;
-    const uintptr_t end = ((uintptr_t)t.data_ptr() + bytes) / page * page;
-    madvise((void*)begin, end - begin, MADV_HUGEPAGE);  // advice: a refusal changes nothing
-  }
-#endif
+  advise_huge_pages(t.data_ptr(), t.numel() * t.element_size());
   return t;
 }
 

@@ -20,6 +20,7 @@
 #include <unistd.h>
 #endif
 #include "kernels/common/probe.h"
+#include "huge_pages.h"
 #include "isa.h"
 #include "native.h"
 
@@ -209,6 +210,11 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "What was built, what this machine is, and what it can do at best; queries of an index.";
   m.def("isa_report", &tamis::isa_report,
         "Instruction sets compiled and runnable (best first), the CPU's name and features.");
+  m.def(
+      "move_to_huge_pages",
+      [](uintptr_t address, int64_t bytes) { tamis::advise_huge_pages((void*)address, bytes, true); },
+      py::arg("address"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>(),
+      "What lies there, where it is large and the system can. TAMIS_HUGE_PAGES=0: not.");
   m.def(
       "probe", &tamis::probe, py::arg("kind"), py::arg("isa") = "", py::arg("seconds") = 0.1,
       py::arg("bytes") = int64_t(256) << 20, py::arg("threads") = 1, py::call_guard<py::gil_scoped_release>(),

@@ -45,7 +45,7 @@ template <class Layout, Lookup kLookup>
 void scan_flat(const Scan& op, int64_t begin, int64_t end, void* scratch) {
   const int64_t bits = op.codes.bits, parts = op.codes.parts, size = parts << bits, each = held_bytes(op);
   const int64_t bytes = block_bytes(op.codes.bits, parts);
-  const Run run = {op.codes.blocks, bytes, op.n, 0, op.codes.blocks, {nullptr, 0}};
+  const Run run = {op.codes.blocks, bytes, op.n, 0, nullptr};
   for (int64_t query = begin; query < end; query += kMostQueries) {  // equivalent: bound: behind the end are no queries
     const int64_t count = end - query < kMostQueries ? end - query : kMostQueries;
     Asker askers[kMostQueries];

@@ -238,7 +238,7 @@ void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores,
 Run run_of(const Ivf& ivf, int64_t list, int64_t next) {
   const int64_t bytes = block_bytes(ivf.codes.bits, ivf.codes.parts);
   const auto blocks = [&](int64_t of) { return ivf.codes.blocks + ivf.block[of] * bytes; };
-  return {blocks(list), bytes, ivf.start[list + 1] - ivf.start[list], ivf.start[list], blocks(next), ivf.bytes};
+  return {blocks(list), bytes, ivf.start[list + 1] - ivf.start[list], ivf.start[list], blocks(next)};
 }
 
 // The best list's scores say where the threshold starts: at what a share of `rerank` of them reaches. Where half of
@@ -264,9 +264,8 @@ void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allow
     const S8 start = Layout::start(0);
     for (int64_t first = 0; first < run.vectors; first += Layout::kVectors) {
       Sums<Layout, kLookup> sums[1][1];
-      const uint8_t* const at = run.blocks + first / Layout::kVectors * run.bytes;
-      const Block block = {at, at + run.bytes};
-      Layout::template sums<1, 1>(&block, ivf.codes.parts, &q.table.entries, &start, sums);
+      const uint8_t* const codes = run.blocks + first / Layout::kVectors * run.bytes;
+      Layout::template sums<1, 1>(codes, ivf.codes.parts, &q.table.entries, &start, sums);
       sums[0][0].put(values);
       const uint64_t some = allowed ? bits_at(allowed, run.position + first) : ~uint64_t(0);
       for (int64_t i = 0; i < least(run.vectors - first, Layout::kVectors); ++i)
@@ -309,13 +308,18 @@ const char* exact_row(const Ivf& ivf, uint32_t position) {
 }
 
 void compare_bytes(const Ivf& ivf, Query& q, int64_t k) {
+  constexpr int64_t kFetch = 16;  // rows
+  const auto row = [&](const Candidate& one) {
+    return static_cast<const uint8_t*>(ivf.bytes.data) + one.position * ivf.bytes.stride;
+  };
   Collector& to = q.to;
   to.settle();
   if (ivf.bytes.data) {
     const float by = ivf.byte_scale * q.scale;
-    for (Candidate& one : to) {
-      const uint8_t* const row = row_of(ivf.bytes, one.position);
-      const float dot = (float)(byte_dot(row, q.bytes, padded(ivf.d, kStep)) - 128 * q.sum) * by;
+    for (int64_t i = 0; i < to.size; ++i) {
+      Candidate& one = to.found[i];
+      prefetch(row(to.found[least(i + kFetch, to.size - 1)]), ivf.bytes.stride);
+      const float dot = (float)(byte_dot(row(one), q.bytes, padded(ivf.d, kStep)) - 128 * q.sum) * by;
       one.score = ordered(ivf.half_norms ? dot - ivf.half_norms[one.position] : dot);
     }
     const int64_t most = ivf.exact.data ? finalists(k) : k;
@@ -410,13 +414,13 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
   for (int64_t l = 0; l < ivf.leaves; ++l) {
     Asker askers[kMostQueries];
     int count = 0;
-    const Run run = run_of(ivf, l, least(l + 1, ivf.leaves - 1));
+    Run run = run_of(ivf, l, least(l + 1, ivf.leaves - 1));
     for (; at < space.head[l]; ++at) {
       Query& q = queries[space.asking[at]];
       askers[count] = {&q.to, q.table.entries, space.adds[at]};
       if (Aim<kLookup>(askers[count]).passes_none(askers[count])) continue;
       if (++count == kMostQueries)
-        scan_each<Layout, kLookup>(run, ivf.codes.parts, askers, count, op.allowed), count = 0;
+        scan_each<Layout, kLookup>(run, ivf.codes.parts, askers, count, op.allowed), count = 0, run.next = nullptr;
     }
     scan_each<Layout, kLookup>(run, ivf.codes.parts, askers, count, op.allowed);
   }

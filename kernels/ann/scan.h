@@ -77,13 +77,8 @@ Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* ou
 struct Run {  // of a list's blocks, whose first vector is at `position`
   const uint8_t* blocks;
   int64_t bytes, vectors, position;  // bytes: of a block
-  const uint8_t* next;               // blocks that are read after these
-  Vectors rows;                      // of bytes: of who is found, one is fetched; null: none
+  const uint8_t* next;               // blocks that are read after these, elsewhere; null: none
 };
-
-inline const uint8_t* row_of(const Vectors& bytes, int64_t position) {
-  return static_cast<const uint8_t*>(bytes.data) + position * bytes.stride;
-}
 
 inline constexpr int64_t kAhead = 6;  // blocks
 
@@ -140,7 +135,6 @@ __attribute__((noinline)) void collect(const Sums<Layout, kLookup>& sums, const 
   for (; found; found &= found - 1) {
     const int i = __builtin_ctzll(found);
     to.add(values[i] + add, (uint32_t)(first + i));
-    if (run.rows.data) __builtin_prefetch(row_of(run.rows, first + i));
   }
   to.tighten();
   aim.raise(query);
@@ -152,17 +146,16 @@ __attribute__((always_inline)) inline void scan_blocks(const Run& run, int64_t b
                                                        const uint8_t* const* tables, const S8* starts,
                                                        const Asker* queries, Aim<kLookup>* aims,
                                                        const uint64_t* allowed) {
-  Block fetched[kBlocks];
-  uint64_t wanted = !allowed;
   for (int b = 0; b < kBlocks; ++b) {
-    const int64_t ahead = block + b + kAhead, over = ahead - blocks;  // equivalent: remainder: fetched is not read
-    fetched[b] = {run.blocks + (block + b) * run.bytes,
-                  over < 0 ? run.blocks + ahead * run.bytes : run.next + over * run.bytes};
-    if (allowed) wanted |= allowed_of<Layout>(run, block + b, allowed);
+    const int64_t over = block + b + kAhead - blocks;
+    if (run.next && over >= 0) prefetch(run.next + over * run.bytes, run.bytes);
   }
+  uint64_t wanted = !allowed;
+  if (allowed)
+    for (int b = 0; b < kBlocks; ++b) wanted |= allowed_of<Layout>(run, block + b, allowed);
   if (!wanted) return;
   Sums<Layout, kLookup> sums[kBlocks][kQueries];
-  Layout::template sums<kQueries, kBlocks>(fetched, parts, tables, starts, sums);
+  Layout::template sums<kQueries, kBlocks>(run.blocks + block * run.bytes, parts, tables, starts, sums);
   uint64_t any = 0;
 #pragma GCC unroll 4
   for (int q = 0; q < kQueries; ++q)

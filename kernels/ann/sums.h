@@ -56,10 +56,6 @@ struct Exact {
   }
 };
 
-struct Block {  // of codes, and what is fetched meanwhile
-  const uint8_t *codes, *ahead;
-};
-
 // What a block's vectors score. A layout has the sums of kBlocks blocks for kQueries queries: signed ones of as many as
 // kTogether, exact ones of one.
 template <class Layout, Lookup kLookup>
@@ -96,20 +92,18 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
   }
 
   template <int kQueries, int kBlocks>
-  __attribute__((always_inline)) static void sums(const Block* blocks, int64_t parts, const uint8_t* const* tables,
+  __attribute__((always_inline)) static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables,
                                                   const S8* starts, Sums<Four, Lookup::s8> (*out)[kQueries]) {
-    const Block block = *blocks;
     S8 low[kQueries], high[kQueries];
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) low[q] = high[q] = starts[q];
     const auto unpack = [&](int64_t from, U8& first, U8& second) {
-      const U8 code = load_bytes(block.codes + from);
+      const U8 code = load_bytes(codes + from);
       first = code & 15, second = code >> 4;
     };
     int64_t at = 0;
     for (; at + 2 * kBytes <= parts * 16; at += 2 * kBytes) {  // equivalent: loop, bound: one at a time is slower
       // Two entries fit a byte: kMostSigned.
-      prefetch(block.ahead + at, 2 * kBytes);
       U8 first[2], second[2];
       unpack(at, first[0], second[0]), unpack(at + kBytes, first[1], second[1]);
 #pragma GCC unroll 4
@@ -134,15 +128,13 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
   }
 
   template <int kQueries, int kBlocks>
-  __attribute__((always_inline)) static void sums(const Block* blocks, int64_t parts, const uint8_t* const* tables,
+  __attribute__((always_inline)) static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables,
                                                   const S8*, Sums<Four, Lookup::u16> (*out)[kQueries]) {
-    const Block block = *blocks;
-    prefetch(block.ahead, parts * 16);
 #pragma GCC unroll 4
     for (int q = 0; q < kQueries; ++q) {
       Exact low, high;
       for (int64_t at = 0; at < parts * 16; at += kBytes) {  // equivalent: bound: likewise
-        const U8 code = load_bytes(block.codes + at), table = load_bytes(tables[q] + at);
+        const U8 code = load_bytes(codes + at), table = load_bytes(tables[q] + at);
         low.add(lookup16(table, code & 15));
         high.add(lookup16(table, code >> 4));
       }
@@ -171,9 +163,8 @@ struct Six {  // bits: four parts in 192 bytes, of which each third looks up 64 
   }
 
   template <int kQueries, int kBlocks>
-  __attribute__((always_inline)) static void sums(const Block* blocks, int64_t parts, const uint8_t* const* tables,
+  __attribute__((always_inline)) static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables,
                                                   const S8* starts, Sums<Six, Lookup::s8> (*out)[kQueries]) {
-    for (int b = 0; b < kBlocks; ++b) prefetch(blocks[b].ahead, parts * 48);
     for (int first = 0; first < kRegisters; ++first) {
       S8 sum[kBlocks][kQueries];
 #pragma GCC unroll 4
@@ -182,7 +173,7 @@ struct Six {  // bits: four parts in 192 bytes, of which each third looks up 64 
       for (int64_t group = 0; group < parts / 4; ++group) {
         U8 code[kBlocks][4];
 #pragma GCC unroll 2
-        for (int b = 0; b < kBlocks; ++b) unpack(blocks[b].codes + 192 * group + first * kBytes, code[b]);
+        for (int b = 0; b < kBlocks; ++b) unpack(codes + b * parts * 48 + 192 * group + first * kBytes, code[b]);
 #pragma GCC unroll 4
         for (int q = 0; q < kQueries; ++q)
 #pragma GCC unroll 2
@@ -201,16 +192,15 @@ struct Six {  // bits: four parts in 192 bytes, of which each third looks up 64 
   }
 
   template <int kQueries, int kBlocks>
-  __attribute__((always_inline)) static void sums(const Block* blocks, int64_t parts, const uint8_t* const* tables,
+  __attribute__((always_inline)) static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables,
                                                   const S8*, Sums<Six, Lookup::u16> (*out)[kQueries]) {
-    prefetch(blocks->ahead, parts * 48);
     for (int first = 0; first < kVectors; first += kBytes)
 #pragma GCC unroll 4
       for (int q = 0; q < kQueries; ++q) {
         Exact sum;
         for (int64_t group = 0; group < parts / 4; ++group) {
           U8 code[4];
-          unpack(blocks->codes + 192 * group + first, code);
+          unpack(codes + 192 * group + first, code);
 #pragma GCC unroll 4
           for (int i = 0; i < 4; ++i) sum.add(Lookup64(tables[q] + 256 * group + 64 * i)(code[i]));
         }

@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+import torch
 from disassembly import disassembly
 from tamis import _native
 
@@ -85,3 +86,12 @@ def test_chains_stay_in_registers(instructions, isa):
     fused = [line for line in code.splitlines() if "vfmadd" in line]
     assert len(fused) >= 12
     assert not any("(%r" in line for line in fused)
+
+
+def test_what_moves_to_huge_pages_stays_what_it_is():
+    """Nor is it an error where there is nothing to move."""
+    x = torch.arange(3 << 20)
+    wanted = x.clone()
+    _native.move_to_huge_pages(x.data_ptr(), x.nbytes)
+    _native.move_to_huge_pages(0, 8 << 20)
+    assert torch.equal(x, wanted)

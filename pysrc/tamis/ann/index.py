@@ -69,7 +69,7 @@ class Index(nn.Module):
 
         check_bool("Index.build", "progress", progress)
         with bar() if progress else nullcontext(silent) as report:
-            return cls(**build(vectors, metric, spec, ids, seed, report))
+            return cls(**build(vectors, metric, spec, ids, seed, report))._settled()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -111,6 +111,13 @@ class Index(nn.Module):
         found = torch.ops.tamis.ivf_search(x, k, how.leaves, how.rerank, *self._ivf(), how.lookup, allowed, cosine)
         result = [t[0] if one else t for t in found]
         return SearchResult(*(t.numpy() if isinstance(queries, np.ndarray) else t for t in result))
+
+    def _settled(self) -> "Index":
+        """In huge pages: a search reads rows here and there, each of another page."""
+        for buffer in self.buffers():
+            if buffer.device.type == "cpu":
+                _native.move_to_huge_pages(buffer.data_ptr(), buffer.nbytes)
+        return self
 
     def _ivf(self) -> tuple[Any, ...]:
         return (
@@ -192,4 +199,5 @@ class Index(nn.Module):
             FileNotFoundError: no such file.
             ValueError: not an index, truncated, changed, or of a newer layout.
         """
-        return cls(**store.load(path, BUFFERS, mmap))
+        index = cls(**store.load(path, BUFFERS, mmap))
+        return index if mmap else index._settled()
