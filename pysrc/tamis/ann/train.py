@@ -11,6 +11,7 @@ from ..common.checks import NAMES, check_choice, check_integer, check_like, chec
 from .assign import kmeans_assign
 from .encode import check_finite, check_vectors, pq_encode
 from .encode_reference import METRICS, cut
+from .ops import rank_of
 
 CHUNK = 65536  # rows that are read at once
 A_CENTROID = 256  # vectors: more teach k-means little
@@ -341,12 +342,12 @@ def fit_order_weight(
     asked = torch.randperm(len(base), generator=generator)[:queries].to(base.device)
     q, c = base[asked], centroids.float()
     near = leaves[_neighbours(base, asked, min(neighbours, len(base) - 1), metric)]
-    products, norms = q @ c.T, c.square().sum(1)
+    norms = c.square().sum(1, keepdim=True)
+    q = torch.cat((q, torch.ones_like(q[:, :1])), 1)  # and the norm term is one dimension more
     costs = []
     for weight in WEIGHTS:
-        scores = weight * norms - products  # ascending is the order
-        place = torch.searchsorted(scores.sort(1).values, scores.gather(1, near))
-        costs.append(place.double().log1p().mean())
+        place = rank_of(q, near, torch.cat((c, -weight * norms), 1))
+        costs.append(place.double().log().mean())
     return WEIGHTS[int(torch.stack(costs).argmin())]
 
 
