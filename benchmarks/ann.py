@@ -286,8 +286,18 @@ PEERS: dict[str, Callable[[Data, int], Built]] = {
 }
 
 
+ASKED = 100  # of what was built, which shows that it is an index
+BUILT = ("scann", "faiss IVF", "faiss IVF residual")  # again and again; a graph takes minutes
 VARIANTS = {"scann forced": "scann", "tamis u16": "tamis"}
 AT = {"tamis u16": "tamis"}  # at the other's settings: what signed bytes cost in recall
+
+
+def _ours() -> dict[str, str]:
+    return OURS_VBMI if isa() == "v4x" else OURS
+
+
+def _builder(name: str) -> Callable[[Data, int], Built]:
+    return partial(_tamis, _ours()[name]) if name in _ours() else PEERS[name]
 
 
 class Contest:
@@ -319,11 +329,9 @@ class Contest:
             raise
 
     def _built(self, name: str) -> tuple[Built, float]:
-        ours = OURS_VBMI if isa() == "v4x" else OURS
-        build = partial(_tamis, ours[name]) if name in ours else PEERS[name]
         print(f"building {name}", flush=True)
         start = time.perf_counter()
-        return build(self.data, self.threads), time.perf_counter() - start
+        return _builder(name)(self.data, self.threads), time.perf_counter() - start
 
     def _swept(self, name: str) -> dict[Pair, Point]:
         built, _ = self.index(name)
@@ -365,7 +373,7 @@ def _providers(names: Sequence[str], a_call: int, target: float) -> dict[str, Ca
 
 def _names(peers: bool) -> list[str]:
     theirs = [*PEERS, "scann forced"] if peers else []
-    return [*(OURS_VBMI if isa() == "v4x" else OURS), *theirs]
+    return [*_ours(), *theirs]
 
 
 def _search(source: Source, contest: Callable[[], Contest], mode: str, target: float, peers: bool) -> Case:
@@ -378,6 +386,37 @@ def _search(source: Source, contest: Callable[[], Contest], mode: str, target: f
         providers=_providers([*_names(peers), *AT], MODES[mode], target),
         truth=lambda contest: (contest.scoring,),
         items=source.held,
+        judge=_judge,
+    )
+
+
+def _built(name: str, data: Data) -> Route:
+    build = _builder(name)
+
+    def run(_: object) -> Results:
+        built = build(data, torch.get_num_threads())
+        line = built.grid[len(built.grid) // 2]
+        search, prepare = built.make(line[len(line) // 2])
+        prepare()
+        return (search(data.scoring[:ASKED]),)
+
+    return Route(run)
+
+
+def _build(source: Source, peers: bool) -> Case:
+    return Case(
+        op=f"build {source.name}",
+        mode=f"and {ASKED} searches",
+        shape={"vectors": source.n, "d": source.d},
+        dtype="float32",
+        setup=source.data,
+        providers={name: partial(_built, name) for name in [*_ours(), *(BUILT if peers else ())]},
+        truth=lambda data: (
+            exact_neighbours(
+                torch.from_numpy(data.scoring[:ASKED]), torch.from_numpy(data.base), K, metric=data.metric
+            ),
+        ),
+        items=source.n,
         judge=_judge,
     )
 
@@ -432,11 +471,12 @@ def _scan_case(n: int, queries: int, bits: int, peers: bool) -> Case:
 
 
 def cases(*, quick: bool, peers: bool) -> Iterator[Case]:
-    """pq_scan. Then search, by data set, mode and recall."""
+    """pq_scan. Then build, and search by mode and recall, of each data set."""
     for bits in (4, 6):
         for n, queries in SCANS[:1] if quick else SCANS:
             yield _scan_case(n, queries, bits, peers)
     for source in sources(quick=quick):
+        yield _build(source, peers)
         contest = cache(partial(Contest, source))  # made where the first of its cases runs
         for mode in MODES:
             for target in source.targets:

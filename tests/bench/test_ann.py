@@ -132,7 +132,7 @@ json.dump(done, open({out!r}, "w"))
 
 
 def test_quick_runs_and_says_what_is_missing(tmp_path):
-    only, out = "pq_scan 4 bits|all queries in one call, recall 0.95", tmp_path / "part.json"
+    only, out = "pq_scan 4 bits|all queries in one call, recall 0.95|^build", tmp_path / "part.json"
     subprocess.run([sys.executable, "-c", WITHOUT_PEERS.format(only=only, out=str(out))], check=True)
     part = json.loads(out.read_text())
     run.save({"schema": run.SCHEMA} | part, tmp_path / "result.json")
@@ -154,6 +154,9 @@ def test_quick_runs_and_says_what_is_missing(tmp_path):
             assert row["recall"] > 0.85 and row["items_per_second"] > 0 and row["build_s"] > 0
         else:
             assert row["failed"].endswith("is not installed: pip install 'tamis[bench]'")
+    builds = {row["provider"]: row for row in result["rows"] if row["op"].startswith("build")}
+    assert builds["tamis"]["recall"] > 0.9 and builds["tamis"]["items_per_second"] > 0
+    assert set(ann.BUILT) == {name for name, row in builds.items() if "failed" in row}
     scans = [row for row in result["rows"] if row["op"] == "pq_scan"]
     assert [row["provider"] for row in scans if row.get("failed", "").endswith("pip install 'tamis[bench]'")] == [
         "faiss"
