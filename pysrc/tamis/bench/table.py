@@ -66,9 +66,9 @@ LEGEND = (
     "% streams: of the time to move the least traffic at the measured rate of a copy of as many bytes (a read, where "
     "nothing is written). % roofline: of the slowest of that, the exponentials and the multiply-adds at their measured "
     "peaks. peak: how far resident memory rises during the call, its results counted (Linux's high-water mark, reset "
-    "before); beyond: without its results. errors: the "
-    "largest difference from float64 over the largest true value. items/s: of a search, queries; of a build, vectors; "
-    "of pq_scan, vectors times queries. recall: of the 10 true neighbours, on queries on which nothing was picked. B/vector: of the index."
+    "before); beyond: without its results. errors: the largest difference from float64 over the largest true value. "
+    "items/s: of a search, queries; of a build, vectors; of pq_scan, vectors times queries. recall: of the 10 true "
+    "neighbours, on queries on which nothing was picked. B/vector: of the index."
 )
 
 LEGEND_CUDA = (
