@@ -29,15 +29,16 @@ inline U8 select(uint8_t mask, U8 a, U8 b) {
 }
 
 // Two sums of 16 vectors each, in the 16 bytes of each lane, to 32 of them: to as many registers as those fill.
-inline void join(S8 low, S8 high, S8* out) {
+template <class V, class Add>
+void join(V low, V high, V* out, [[maybe_unused]] const Add& add) {
 #if TAMIS_LANES == 16
-  const S8 outer = add_saturated((S8)__builtin_shufflevector((I64)low, (I64)high, 0, 1, 2, 3, 8, 9, 10, 11),
-                                 (S8)__builtin_shufflevector((I64)low, (I64)high, 4, 5, 6, 7, 12, 13, 14, 15));
-  out[0] = add_saturated((S8)__builtin_shufflevector((I64)outer, (I64)outer, 0, 1, 4, 5, 0, 1, 4, 5),
-                         (S8)__builtin_shufflevector((I64)outer, (I64)outer, 2, 3, 6, 7, 2, 3, 6, 7));
+  const V outer = add((V)__builtin_shufflevector((I64)low, (I64)high, 0, 1, 2, 3, 8, 9, 10, 11),
+                      (V)__builtin_shufflevector((I64)low, (I64)high, 4, 5, 6, 7, 12, 13, 14, 15));
+  out[0] = add((V)__builtin_shufflevector((I64)outer, (I64)outer, 0, 1, 4, 5, 0, 1, 4, 5),
+               (V)__builtin_shufflevector((I64)outer, (I64)outer, 2, 3, 6, 7, 2, 3, 6, 7));
 #elif TAMIS_LANES == 8
-  out[0] = add_saturated((S8)__builtin_shufflevector((I64)low, (I64)high, 0, 1, 4, 5),
-                         (S8)__builtin_shufflevector((I64)low, (I64)high, 2, 3, 6, 7));
+  out[0] = add((V)__builtin_shufflevector((I64)low, (I64)high, 0, 1, 4, 5),
+               (V)__builtin_shufflevector((I64)low, (I64)high, 2, 3, 6, 7));
 #else
   out[0] = low, out[1] = high;
 #endif
@@ -45,15 +46,12 @@ inline void join(S8 low, S8 high, S8* out) {
 
 // Unsigned bytes to sums of 16 bits: those at even places, with 256 times their neighbours, and these alone.
 struct Exact {
-  W16 even = {}, odd = {};
+  W16 both = {}, odd = {};
   void add(U8 x) {
-    even += (W16)x;
+    both += (W16)x;
     odd += (W16)x >> 8;
   }
-  void add_to(uint16_t* out) const {  // [kBytes]
-    const W16 own = even - (odd << 8);
-    for (int i = 0; i < kBytes / 2; ++i) out[2 * i] += own[i], out[2 * i + 1] += odd[i];
-  }
+  W16 even() const { return both - (odd << 8); }
 };
 
 // What a block's vectors score. A layout has the sums of kBlocks blocks for kQueries queries: signed ones of as many as
@@ -72,14 +70,22 @@ struct Sums {  // signed bytes
 };
 template <class Layout>
 struct Sums<Layout, Lookup::u16> {
-  uint16_t of[Layout::kVectors];
+  W16 even[Layout::kRegisters], odd[Layout::kRegisters];  // of the vectors at even places, and at odd ones
 
   uint64_t at_least(int threshold) const {
+    const W16 than = W16{} + (uint16_t)threshold;
     uint64_t bits = 0;
-    for (int i = 0; i < Layout::kVectors; ++i) bits |= (uint64_t)(of[i] >= threshold) << i;
+#pragma GCC unroll 4
+    for (int i = 0; i < Layout::kRegisters; ++i) {
+      const W16 below = ((W16)(even[i] < than) & 0xff) | ((W16)(odd[i] < than) & 0xff00);  // a byte each, in order
+      bits |= not_less((S8)below, 0) << (i * kBytes % 64);
+    }
     return bits;
   }
-  void put(uint16_t* out) const { memcpy(out, of, sizeof of); }
+  void put(uint16_t* out) const {
+    for (int i = 0; i < Layout::kRegisters; ++i)
+      for (int j = 0; j < kBytes / 2; ++j, out += 2) out[0] = even[i][j], out[1] = odd[i][j];
+  }
 };
 
 struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts at once
@@ -124,7 +130,7 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
       }
     }
 #pragma GCC unroll 4
-    for (int q = 0; q < kQueries; ++q) join(low[q], high[q], out[0][q].of);
+    for (int q = 0; q < kQueries; ++q) join(low[q], high[q], out[0][q].of, add_saturated);
   }
 
   template <int kQueries, int kBlocks>
@@ -138,13 +144,9 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
         low.add(lookup16(table, code & 15));
         high.add(lookup16(table, code >> 4));
       }
-      uint16_t each[2][kBytes] = {};
-      low.add_to(each[0]);
-      high.add_to(each[1]);
-      for (int i = 0; i < 32; ++i) {
-        out[0][q].of[i] = 0;
-        for (int lane = 0; lane < kBytes; lane += 16) out[0][q].of[i] += each[i / 16][lane + i % 16];
-      }
+      const auto add = [](W16 a, W16 b) { return a + b; };
+      join(low.even(), high.even(), out[0][q].even, add);
+      join(low.odd, high.odd, out[0][q].odd, add);
     }
   }
 };
@@ -194,19 +196,19 @@ struct Six {  // bits: four parts in 192 bytes, of which each third looks up 64 
   template <int kQueries, int kBlocks>
   __attribute__((always_inline)) static void sums(const uint8_t* codes, int64_t parts, const uint8_t* const* tables,
                                                   const S8*, Sums<Six, Lookup::u16> (*out)[kQueries]) {
-    for (int first = 0; first < kVectors; first += kBytes)
+    for (int first = 0; first < kRegisters; ++first) {
+      Exact sum[kQueries];
+      for (int64_t group = 0; group < parts / 4; ++group) {
+        U8 code[4];
+        unpack(codes + 192 * group + first * kBytes, code);
 #pragma GCC unroll 4
-      for (int q = 0; q < kQueries; ++q) {
-        Exact sum;
-        for (int64_t group = 0; group < parts / 4; ++group) {
-          U8 code[4];
-          unpack(codes + 192 * group + first, code);
+        for (int q = 0; q < kQueries; ++q)
 #pragma GCC unroll 4
-          for (int i = 0; i < 4; ++i) sum.add(Lookup64(tables[q] + 256 * group + 64 * i)(code[i]));
-        }
-        memset(out[0][q].of + first, 0, kBytes * 2);
-        sum.add_to(out[0][q].of + first);
+          for (int i = 0; i < 4; ++i) sum[q].add(Lookup64(tables[q] + 256 * group + 64 * i)(code[i]));
       }
+#pragma GCC unroll 4
+      for (int q = 0; q < kQueries; ++q) out[0][q].even[first] = sum[q].even(), out[0][q].odd[first] = sum[q].odd;
+    }
   }
 };
 
