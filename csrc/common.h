@@ -65,6 +65,7 @@ inline int64_t rows_of(const Tensor& t) {
 // How leading axes are walked, or nothing where two strides cannot or the classes do not lie side by side.
 inline std::optional<Matrix> walk(const Tensor& t) {
   const int64_t classes = t.size(t.dim() - 1), rows = rows_of(t);
+  if (rows == 0) return Matrix{t.const_data_ptr(), classes, classes, 1, 0};
   if (classes > 1 && t.stride(t.dim() - 1) != 1) return std::nullopt;
   struct Axis {
     int64_t size, stride;
@@ -81,14 +82,13 @@ inline std::optional<Matrix> walk(const Tensor& t) {
       axes[count++] = axis;
     }
   }
-  const int64_t group = rows ? rows : 1;
   switch (count) {
     case 0:
-      return Matrix{t.const_data_ptr(), classes, classes, group, 0};
+      return Matrix{t.const_data_ptr(), classes, classes, rows, 0};
     case 1:
-      return Matrix{t.const_data_ptr(), classes, axes[0].stride, group, 0};
+      return Matrix{t.const_data_ptr(), classes, axes[0].stride, rows, 0};
     default:
-      return Matrix{t.const_data_ptr(), classes, axes[1].stride, axes[1].size ? axes[1].size : 1, axes[0].stride};
+      return Matrix{t.const_data_ptr(), classes, axes[1].stride, axes[1].size, axes[0].stride};
   }
 }
 

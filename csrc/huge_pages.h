@@ -4,13 +4,27 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <string>
 #ifdef __linux__
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace tamis {
 
 inline constexpr int64_t kLarge = 4 << 20;  // bytes
+
+#ifdef __linux__
+inline bool given() {  // to whoever asks; a collapse would not look
+  static const bool never = [] {
+    std::string line;
+    std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled"), line);
+    return line.find("[never]") != line.npos;
+  }();
+  return !never;
+}
+#endif
 
 // Memory that nobody has touched gets them as it is; `now`: what is there is moved into them, from Linux 6.1 on.
 inline void advise_huge_pages(void* data, int64_t bytes, bool now = false) {
@@ -20,11 +34,11 @@ inline void advise_huge_pages(void* data, int64_t bytes, bool now = false) {
     return !choice || std::strcmp(choice, "0") != 0;
   }();
   if (!wanted || bytes < kLarge) return;
-  const uintptr_t page = 4096, begin = ((uintptr_t)data + page - 1) / page * page;
+  const uintptr_t page = sysconf(_SC_PAGESIZE), begin = ((uintptr_t)data + page - 1) / page * page;
   const uintptr_t end = ((uintptr_t)data + bytes) / page * page;
   madvise((void*)begin, end - begin, MADV_HUGEPAGE);  // advice: a refusal changes nothing
   constexpr int kCollapse = 25;                       // MADV_COLLAPSE, which older headers lack
-  if (now) madvise((void*)begin, end - begin, kCollapse);
+  if (now && given()) madvise((void*)begin, end - begin, kCollapse);
 #endif
 }
 

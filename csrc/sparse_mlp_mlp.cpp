@@ -190,7 +190,7 @@ Tensors forward(const Tensor& x_, const Tensor& w_up, const Maybe& b_up, const T
                      saves ? out[4].mutable_data_ptr() : nullptr,
                      saves && gate ? out[5].mutable_data_ptr() : nullptr};
   const auto select = kernels().sparse_mlp.select[dtype_of(kWhat, up)];
-  over_rows(kWhat, tokens, d_ff, kernels().sparse_mlp.choose_scratch_bytes(d_ff, k),
+  over_rows(kWhat, tokens, d_ff, kernels().sparse_mlp.select_scratch_bytes(d_ff, k),
             [&](int64_t begin, int64_t end, void* scratch) { select(op, begin, end, scratch); });
   out[0] = with_axes(gather(by_token(count, index), {{hidden, w_down}}, b_down), x_);
   return out;

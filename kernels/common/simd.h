@@ -82,11 +82,17 @@ inline U32 load(const uint16_t* p) {  // GCC 12 widens by halves, bytes one by o
 #endif
 }
 inline F32 load(const BFloat16* p) { return (F32)(load(&p->bits) << 16); }
-inline F32 load(const Float16* p) {  // by hand: not every machine has F16C
-  const U32 h = load(&p->bits);
-  const U32 magnitude =
-      (U32)((F32)((h & 0x7fff) << 13) * 0x1p112f);  // the exponent's other bias; exact, subnormals too
-  return (F32)(magnitude | (h & 0x8000) << 16 | ((h & 0x7c00) == 0x7c00 ? U32{} + 0x7f800000 : U32{}));
+inline F32 load(const Float16* p) {  // subnormals also where the processor was told to take its own for 0
+#if defined(__AVX512F__) && TAMIS_LANES == 16
+  return (F32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__) && TAMIS_LANES == 8
+  return (F32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  const U32 h = load(&p->bits), size = h & 0x7fff;
+  const U32 bias = size < 0x7c00 ? U32{} + (112 << 23) : U32{} + (224 << 23);  // the exponent's, and of inf and NaN
+  const F32 subnormal = __builtin_convertvector((I32)size, F32) * 0x1p-24f;
+  return (F32)((size < 0x400 ? (U32)subnormal : (size << 13) + bias) | (h & 0x8000) << 16);
+#endif
 }
 
 inline I32 load_mask(const bool* p) {  // all bits of a lane, or none

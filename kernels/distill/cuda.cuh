@@ -23,7 +23,8 @@ __global__ void scale_rows_kernel(const T* gradient,      // [rows, classes]
     // Both reach a multiple of 128 bits after the same `head` elements, or neither is read as vectors.
     const int64_t past = past_of(x);
     const bool together = past_of(y) == past;
-    const int64_t head = !together ? classes : past ? min(kVector - past, classes) : 0;
+    const int64_t odd = past ? min(kVector - past, classes) : 0;  // equivalent: choice: more go one by one
+    const int64_t head = together ? odd : classes;                // equivalent: choice: likewise
     const int64_t vectors = (classes - head) / kVector, tail = head + vectors * kVector;
     const int64_t thread = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, threads = gridDim.x * int64_t{blockDim.x};
     for (int64_t i = thread; i < vectors; i += threads) {

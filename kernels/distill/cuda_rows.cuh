@@ -201,7 +201,8 @@ __global__ void __launch_bounds__(kThreads, 1) distill_rows_kernel(const Distill
   const int64_t classes = op.student.classes;
   for (int64_t r = blockIdx.x; r < op.rows; r += gridDim.x) {
     const Row<T> student(row_of<T>(op.student, r), classes);
-    const Row<T> teacher(kTwo ? row_of<T>(op.teacher, r) : student.x, classes, student.past);
+    const T* const beside = kTwo ? row_of<T>(op.teacher, r) : student.x;  // equivalent: choice: unread without one
+    const Row<T> teacher(beside, classes, student.past);
     T* const gradient = op.gradient.data ? row_of<T>(op.gradient, r) : nullptr;
     const Asked asked(op, r, !kTwo);
     if (gradient) fill(gradient, 0, classes, op.gradient.classes);
@@ -293,7 +294,8 @@ __global__ void __launch_bounds__(kThreads, 1) distill_rows_kernel(const Distill
     if (threadIdx.x == 0) op.loss[r] = asked.weight * value;
     if (!gradient) continue;
 
-    const float scale = asked.weight * float(*op.gradient_scale), hard = op.target ? scale * (1 - soft) : 0;
+    const float scale = asked.weight * float(*op.gradient_scale);
+    const float hard = op.target ? scale * (1 - soft) : 0;  // equivalent: choice: without one soft is 1
     const float of_teacher = soft == 0 ? 0 : scale * soft * outcome.teacher, of_hard = hard == 0 ? 0 : hard / z_h;
     const float of_student = (soft == 0 ? 0 : scale * soft * outcome.student) + (op.hard ? 0 : of_hard);
     const float of_label = hard * (1 - smoothing), of_each = hard * smoothing / float(classes);

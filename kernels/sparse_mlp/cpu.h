@@ -127,10 +127,11 @@ struct SparseMlpKernels {                   // rows begin..end
   const RowKernel<TopK>* topk;              // by dtype
   const RowKernel<GaussianTopK>* gaussian;  // by dtype, as the next
   const RowKernel<GaussianTopK>* gaussian_backward;
-  const RowKernel<Gemv>* gemv;                            // by w's dtype; of neurons
-  const RowKernel<Select>* select;                        // by up's dtype
-  int64_t (*choose_scratch_bytes)(int64_t n, int64_t k);  // that topk needs, and select with d_ff for n
-  const RowKernel<Gather>* gather;                        // by b's dtype, as compare
+  const RowKernel<Gemv>* gemv;      // by w's dtype; of neurons
+  const RowKernel<Select>* select;  // by up's dtype
+  int64_t (*choose_scratch_bytes)(int64_t n, int64_t k);
+  int64_t (*select_scratch_bytes)(int64_t d_ff, int64_t k);
+  const RowKernel<Gather>* gather;  // by b's dtype, as compare
   const RowKernel<Compare>* compare;
   int64_t (*blocks_scratch_bytes)(int64_t columns);       // that those need
   const RowKernel<Slope>* slope;                          // float, double; of entries

@@ -109,9 +109,8 @@ void slopes(const Slope& op, int64_t begin, int64_t end, void*) {
 const RowKernel<Select> select_kernels[kDtypes] = {select<float>, select<double>, select<Float16>, select<BFloat16>};
 const RowKernel<Slope> slope_kernels[2] = {slopes<float>, slopes<double>};
 
-int64_t choose_scratch_bytes(int64_t n, int64_t k) {  // and hidden values, and their sizes
-  const int64_t one = Work<float>::bytes(n, k), other = Work<double>::bytes(n, k);
-  return 16 * ((n + 63) / 64 * 64) + (one > other ? one : other);
+int64_t select_scratch_bytes(int64_t n, int64_t k) {  // hidden values, their sizes, and what choosing needs
+  return 16 * ((n + 63) / 64 * 64) + choose_scratch_bytes(n, k);
 }
 
 }  // namespace tamis::TAMIS_ISA

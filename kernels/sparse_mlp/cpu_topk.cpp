@@ -24,9 +24,15 @@ const RowKernel<TopK> topk_kernels[kDtypes] = {largest<float>, largest<double>, 
 
 }  // namespace
 
-const SparseMlpKernels sparse_mlp = {
-    topk_kernels,   gaussian_kernels, gaussian_backward_kernels, gemv_kernels,  select_kernels, choose_scratch_bytes,
-    gather_kernels, compare_kernels,  blocks_scratch_bytes,      slope_kernels, transpose,      compress_kernels,
-    expand_kernels, total_kernels};
+int64_t choose_scratch_bytes(int64_t n, int64_t k) {
+  const int64_t one = Work<float>::bytes(n, k), other = Work<double>::bytes(n, k);
+  return one > other ? one : other;
+}
+
+const SparseMlpKernels sparse_mlp = {topk_kernels,         gaussian_kernels, gaussian_backward_kernels,
+                                     gemv_kernels,         select_kernels,   choose_scratch_bytes,
+                                     select_scratch_bytes, gather_kernels,   compare_kernels,
+                                     blocks_scratch_bytes, slope_kernels,    transpose,
+                                     compress_kernels,     expand_kernels,   total_kernels};
 
 }  // namespace tamis::TAMIS_ISA

@@ -118,7 +118,10 @@ def edges() -> list[Case]:
              for k in ("s_under", "t_under")]  # fmt: skip
     lost = [case(divergence=d, alpha=1.0, kinds=["teacher_nan"], rows=1) for d in every[:-1]]
     blind = [case(divergence=d, alpha=0.0, kinds=["teacher_nan"], rows=1) for d in every[:-1]]
-    numbers = [*blind, *lost, *under, *out, *apart, *faint]
+    mixed = [case(divergence=ALONE, alpha=a, rows=1) for a in (0.5, 1.0)]  # of no teacher
+    far = [case(divergence=d, alpha=alpha(d), kinds=["far"], rows=1, classes=3 * 2048 + 5, smoothing=1.0)
+           for d in (FORWARD_KL, ALONE)]  # fmt: skip
+    numbers = [*mixed, *far, *blind, *lost, *under, *out, *apart, *faint]
     return [*long, *told, *alone, *shifted, *one, *equal, *unasked, *first, *mixes, *numbers]
 
 
@@ -157,6 +160,8 @@ def inputs(c: Case) -> dict[str, Any]:
             s[r, rng.integers(n)] = NAN
         elif kind == "teacher_nan":
             t[r, rng.integers(n)] = NAN
+        elif kind == "far":  # from 0: sums over the classes are of differences
+            s[r] += 65536
         elif kind == "out":  # its target is no class of either model
             s[r, labels[r]], t[r, labels[r]] = -INF, -INF
         elif kind in ("s_out", "t_out"):  # of one model alone

@@ -71,7 +71,7 @@ void check_select(Dtype dtype, int64_t n, int64_t k, Activation a, bool gated, b
                      hidden.data(),
                      saves ? up_at.data() : nullptr,
                      saves && gated ? gate_at.data() : nullptr};
-  in_two_threads(tokens, kernels.choose_scratch_bytes(n, k),
+  in_two_threads(tokens, kernels.select_scratch_bytes(n, k),
                  [&](int64_t begin, int64_t end, void* scratch) { kernels.select[dtype](op, begin, end, scratch); });
   for (int64_t t = 0; t < tokens; ++t) {
     Numbers all(n), rank(n);

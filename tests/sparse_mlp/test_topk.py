@@ -92,8 +92,9 @@ def test_every_axis_and_stride(isa, dtype, dim):
 
 def test_a_row_alone_and_none_at_all(isa):
     check(torch.tensor([3.0, 1.0, 3.0]), 2)
-    empty = topk(torch.empty(0, 5), 2)
-    assert empty.values.shape == empty.indices.shape == (0, 2)
+    for none in (torch.empty(0, 5), torch.empty(0, 10)[:, ::2]):  # which torch calls contiguous
+        empty = topk(none, 2)
+        assert empty.values.shape == empty.indices.shape == (0, 2)
 
 
 @pytest.mark.parametrize("n", [300, 1001, 5003])
@@ -182,3 +183,14 @@ def test_bad_input_is_named(args, options, error, words):
 def test_the_raw_op_refuses_too(k, dim):
     with pytest.raises(RuntimeError, match="tamis.topk: "):
         torch.ops.tamis.topk(torch.ones(2, 3), k, dim)
+
+
+def test_float16_has_its_subnormals_where_float32_has_none(isa):
+    x = torch.tensor([1, 3, 0, 7, 6] * 20, dtype=torch.int16).view(torch.float16)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    try:
+        found = topk(x, 20).indices
+    finally:
+        torch.set_flush_denormal(False)
+    assert found.tolist() == list(range(3, 100, 5))

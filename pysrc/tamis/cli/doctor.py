@@ -174,7 +174,7 @@ def lines(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows += [("driver", found["driver"])] if found["driver"] else []
     rows.append(("allocator", memory["allocator"]))
     advised = "advised" if memory["advised"] else "not advised"
-    rows.append(("huge pages", f"{memory['huge_pages']}; {advised} for large results"))
+    rows.append(("huge pages", f"{memory['huge_pages']}; {advised} for large results and indexes"))
     if found["environment"]:
         rows.append(("environment", " ".join(f"{k}={v}" for k, v in found["environment"].items())))
     return rows

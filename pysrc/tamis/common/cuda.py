@@ -21,6 +21,8 @@ class Rows(NamedTuple):
 
 def walk(x: Tensor) -> Rows | None:
     """None where two strides cannot walk the rows, or the classes do not lie side by side."""
+    if 0 in x.shape[:-1]:
+        return Rows(x, 1, 0, x.shape[-1])
     if x.shape[-1] > 1 and x.stride(-1) != 1:
         return None
     axes: list[tuple[int, int]] = []  # (size, stride), outer first
@@ -34,7 +36,7 @@ def walk(x: Tensor) -> Rows | None:
     if len(axes) > 2:
         return None
     *outer, (group, stride) = axes or [(1, x.shape[-1])]
-    return Rows(x, max(group, 1), outer[0][1] if outer else 0, stride)
+    return Rows(x, group, outer[0][1] if outer else 0, stride)
 
 
 def rows_of(x: Tensor) -> Rows:
