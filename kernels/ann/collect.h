@@ -90,7 +90,7 @@ struct Collector {
 
   void shrink() {
     drop();
-    if (2 * size <= capacity) return;  // equivalent: check, bound: who is kept beyond `wanted` is nobody's promise
+    if (2 * size <= capacity) return;  // there is room again, and the histogram goes on
     partition(found, size, wanted);
     size = wanted;
     int32_t least = found[0].score;

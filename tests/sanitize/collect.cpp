@@ -72,6 +72,19 @@ void check_collector(int64_t wanted, int64_t capacity, int64_t step, int scores,
   sure(best(found, to.size, n) == best(x, n, wanted), "the best", wanted, step);
 }
 
+// Of a full collector that keeps `left`: all of them up to half of its memory, else the best, and no histogram.
+void check_shrink(int64_t capacity, int64_t left) {
+  Array<Candidate> found(capacity);
+  isa::Collector to;
+  to.found = found.data(), to.capacity = capacity;
+  to.start(5, 0, 0);
+  for (int64_t i = 0; i < capacity; ++i) to.add(i < left, uint32_t(i));
+  to.threshold = 1;
+  to.shrink();
+  const bool room = 2 * left <= capacity;
+  sure(to.size == (room ? left : 5) && (to.bin == isa::kScoreBins - 1) == !room, "shrunk", capacity, left);
+}
+
 }  // namespace
 
 int main() {
@@ -83,5 +96,7 @@ int main() {
     for (const int64_t wanted : {1, 5, 31})
       for (const bool rising : {false, true})
         for (const int64_t step : {1, 7, 32}) check_collector(wanted, 2 * wanted + 64, step, scores, rising, random);
+  for (const int64_t capacity : {40, 41})
+    for (const int64_t left : {19, 20, 21, 22}) check_shrink(capacity, left);
   return failures > 0;
 }
