@@ -2,10 +2,9 @@
 // of many is read.
 #pragma once
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
-#include <string>
 #ifdef __linux__
 #include <sys/mman.h>
 #include <unistd.h>
@@ -18,9 +17,12 @@ inline constexpr int64_t kLarge = 4 << 20;  // bytes
 #ifdef __linux__
 inline bool given() {  // to whoever asks; a collapse would not look
   static const bool never = [] {
-    std::string line;
-    std::getline(std::ifstream("/sys/kernel/mm/transparent_hugepage/enabled"), line);
-    return line.find("[never]") != line.npos;
+    char line[64] = "";
+    if (std::FILE* const file = std::fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r")) {
+      if (!std::fgets(line, sizeof line, file)) line[0] = 0;
+      std::fclose(file);
+    }
+    return std::strstr(line, "[never]") != nullptr;
   }();
   return !never;
 }

@@ -29,16 +29,18 @@ inline U8 select(uint8_t mask, U8 a, U8 b) {
 }
 
 // Two sums of 16 vectors each, in the 16 bytes of each lane, to 32 of them: to as many registers as those fill.
-template <class V, class Add>
-void join(V low, V high, V* out, [[maybe_unused]] const Add& add) {
+inline S8 sum_of(S8 a, S8 b) { return add_saturated(a, b); }
+inline W16 sum_of(W16 a, W16 b) { return a + b; }
+template <class V>
+void join(V low, V high, V* out) noexcept {  // else, not inlined, its callers have handlers
 #if TAMIS_LANES == 16
-  const V outer = add((V)__builtin_shufflevector((I64)low, (I64)high, 0, 1, 2, 3, 8, 9, 10, 11),
-                      (V)__builtin_shufflevector((I64)low, (I64)high, 4, 5, 6, 7, 12, 13, 14, 15));
-  out[0] = add((V)__builtin_shufflevector((I64)outer, (I64)outer, 0, 1, 4, 5, 0, 1, 4, 5),
-               (V)__builtin_shufflevector((I64)outer, (I64)outer, 2, 3, 6, 7, 2, 3, 6, 7));
+  const V outer = sum_of((V)__builtin_shufflevector((I64)low, (I64)high, 0, 1, 2, 3, 8, 9, 10, 11),
+                         (V)__builtin_shufflevector((I64)low, (I64)high, 4, 5, 6, 7, 12, 13, 14, 15));
+  out[0] = sum_of((V)__builtin_shufflevector((I64)outer, (I64)outer, 0, 1, 4, 5, 0, 1, 4, 5),
+                  (V)__builtin_shufflevector((I64)outer, (I64)outer, 2, 3, 6, 7, 2, 3, 6, 7));
 #elif TAMIS_LANES == 8
-  out[0] = add((V)__builtin_shufflevector((I64)low, (I64)high, 0, 1, 4, 5),
-               (V)__builtin_shufflevector((I64)low, (I64)high, 2, 3, 6, 7));
+  out[0] = sum_of((V)__builtin_shufflevector((I64)low, (I64)high, 0, 1, 4, 5),
+                  (V)__builtin_shufflevector((I64)low, (I64)high, 2, 3, 6, 7));
 #else
   out[0] = low, out[1] = high;
 #endif
@@ -130,7 +132,7 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
       }
     }
 #pragma GCC unroll 4
-    for (int q = 0; q < kQueries; ++q) join(low[q], high[q], out[0][q].of, add_saturated);
+    for (int q = 0; q < kQueries; ++q) join(low[q], high[q], out[0][q].of);
   }
 
   template <int kQueries, int kBlocks>
@@ -144,9 +146,8 @@ struct Four {  // bits: 16 bytes of codes and of table a part, kBytes / 16 parts
         low.add(lookup16(table, code & 15));
         high.add(lookup16(table, code >> 4));
       }
-      const auto add = [](W16 a, W16 b) { return a + b; };
-      join(low.even(), high.even(), out[0][q].even, add);
-      join(low.odd, high.odd, out[0][q].odd, add);
+      join(low.even(), high.even(), out[0][q].even);
+      join(low.odd, high.odd, out[0][q].odd);
     }
   }
 };
