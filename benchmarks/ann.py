@@ -390,7 +390,7 @@ def _search(source: Source, contest: Callable[[], Contest], mode: str, target: f
     )
 
 
-def _built(name: str, data: Data) -> Route:
+def _building(name: str, data: Data) -> Route:
     build = _builder(name)
 
     def run(_: object) -> Results:
@@ -410,7 +410,7 @@ def _build(source: Source, peers: bool) -> Case:
         shape={"vectors": source.n, "d": source.d},
         dtype="float32",
         setup=source.data,
-        providers={name: partial(_built, name) for name in [*_ours(), *(BUILT if peers else ())]},
+        providers={name: partial(_building, name) for name in [*_ours(), *(BUILT if peers else ())]},
         truth=lambda data: (
             exact_neighbours(
                 torch.from_numpy(data.scoring[:ASKED]), torch.from_numpy(data.base), K, metric=data.metric

@@ -15,7 +15,7 @@ namespace tamis {
 inline constexpr int64_t kLarge = 4 << 20;  // bytes
 
 #ifdef __linux__
-inline bool given() {  // to whoever asks; a collapse would not look
+inline bool allow_huge_pages() {  // the system; a collapse would not look
   static const bool never = [] {
     char line[64] = "";
     if (std::FILE* const file = std::fopen("/sys/kernel/mm/transparent_hugepage/enabled", "r")) {
@@ -40,7 +40,7 @@ inline void advise_huge_pages(void* data, int64_t bytes, bool now = false) {
   const uintptr_t end = ((uintptr_t)data + bytes) / page * page;
   madvise((void*)begin, end - begin, MADV_HUGEPAGE);  // advice: a refusal changes nothing
   constexpr int kCollapse = 25;                       // MADV_COLLAPSE, which older headers lack
-  if (now && given()) madvise((void*)begin, end - begin, kCollapse);
+  if (now && allow_huge_pages()) madvise((void*)begin, end - begin, kCollapse);
 #endif
 }
 

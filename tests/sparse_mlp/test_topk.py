@@ -187,8 +187,7 @@ def test_the_raw_op_refuses_too(k, dim):
 
 def test_float16_has_its_subnormals_where_float32_has_none(isa):
     x = torch.tensor([1, 3, 0, 7, 6] * 20, dtype=torch.int16).view(torch.float16)
-    if not torch.set_flush_denormal(True):
-        pytest.skip("this processor cannot")
+    torch.set_flush_denormal(True)  # where it cannot, nothing is lost
     try:
         found = topk(x, 20).indices
     finally:

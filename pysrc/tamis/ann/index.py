@@ -69,7 +69,7 @@ class Index(nn.Module):
 
         check_bool("Index.build", "progress", progress)
         with bar() if progress else nullcontext(silent) as report:
-            return cls(**build(vectors, metric, spec, ids, seed, report))._settled()
+            return cls(**build(vectors, metric, spec, ids, seed, report))._in_huge_pages()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -112,8 +112,8 @@ class Index(nn.Module):
         result = [t[0] if one else t for t in found]
         return SearchResult(*(t.numpy() if isinstance(queries, np.ndarray) else t for t in result))
 
-    def _settled(self) -> "Index":
-        """In huge pages: a search reads rows here and there, each of another page."""
+    def _in_huge_pages(self) -> "Index":
+        """Itself: a search reads rows here and there, each of another page."""
         for buffer in self.buffers():
             if buffer.device.type == "cpu":
                 _native.move_to_huge_pages(buffer.data_ptr(), buffer.nbytes)
@@ -200,4 +200,4 @@ class Index(nn.Module):
             ValueError: not an index, truncated, changed, or of a newer layout.
         """
         index = cls(**store.load(path, BUFFERS, mmap))
-        return index if mmap else index._settled()
+        return index if mmap else index._in_huge_pages()
