@@ -271,11 +271,16 @@ def test_explained():
     assert [tamis.explain("topk_mlp", x, *ws[:4], k).kernel.split()[0] for k in (32, 33)] == ["tiles", "dense"]
 
 
-def test_second_derivative_is_refused():
-    x, ws = made(0, 12, 24).requires_grad_(), weights(1, 24, 64, 16)
-    (gradient,) = torch.autograd.grad(topk_mlp(x, *ws[:4], 8).square().sum(), x, create_graph=True)
-    with pytest.raises(NotImplementedError, match="topk_mlp: its second derivative"):
-        gradient.sum().backward()
+@pytest.mark.parametrize("selection", ["exact", "gaussian"])
+def test_second_derivative_is_refused(selection):
+    given = [made(0, 12, 24), *weights(1, 24, 64, 16)[:4]]
+    for tensor in given[:4]:  # in b_down the result is linear
+        tensor.requires_grad_()
+        y = topk_mlp(*given, 8, selection=selection)
+        (gradient,) = torch.autograd.grad(y.square().sum(), tensor, create_graph=True)
+        with pytest.raises(NotImplementedError, match=r"tamis\.(topk_mlp|gaussian_topk): its second derivative"):
+            gradient.square().sum().backward()
+        tensor.requires_grad_(False)
 
 
 def test_biases_with_gaps():

@@ -34,15 +34,17 @@ def register(
     reference: Callable[..., Any] | None = None,
     cpu: Callable[..., Any] | None = None,
     autograd: Callable[..., Any] | None = None,
+    backward_of: str = "",
 ) -> None:
     """CPU is C++'s where `cpu` is None; `reference` serves every device without an implementation of its own.
 
     `autograd` becomes the op's Autograd kernel, called with every argument of the schema, so the raw op and the public
     function share one route. An op without one refuses to be differentiated: torch's own default is a warning and a
-    gradient of None. Schemas have no keyword-only arguments.
+    gradient of None; `backward_of` names the public op whose second derivative that would be. Schemas have no
+    keyword-only arguments.
     """
     op = getattr(torch.ops.tamis, name).default
-    differentiate = autograd or _refusal(op).apply
+    differentiate = autograd or _refusal(op, backward_of).apply
     returns_list = [str(value.type) for value in op._schema.returns] == ["List[Tensor]"]
     defaults = tuple(argument.default_value for argument in op._schema.arguments)
 
@@ -81,7 +83,11 @@ def _apart(op: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _refusal(op: Callable[..., Any]) -> Any:
+def _refusal(op: Callable[..., Any], backward_of: str) -> Any:
+    why = f"tamis.{backward_of}: its second derivative is not implemented"
+    if not backward_of:
+        why = f"{op}: not differentiable"
+
     class Refusal(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *args: object) -> Any:
@@ -90,7 +96,7 @@ def _refusal(op: Callable[..., Any]) -> Any:
 
         @staticmethod
         def backward(ctx: Any, *grads: object) -> Any:
-            raise NotImplementedError(f"{op}: not differentiable")
+            raise NotImplementedError(why)
 
     return Refusal
 

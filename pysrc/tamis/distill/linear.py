@@ -329,7 +329,7 @@ def _fake_sums(*arguments: Any) -> list[Tensor]:
     return _fake(call, [call.student_hidden.new_empty(call.rows, STATE, dtype=real_dtype(call.student_hidden))])
 
 
-def _kernels(function: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+def _kernels(function: Callable[..., Any]) -> dict[str, Any]:
     """torch's matrix products around row kernels that find their own device."""
     return {"cpu": function, "cuda": function}
 
