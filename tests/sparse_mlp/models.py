@@ -36,6 +36,23 @@ def _vit(**more):
     return ViTModel(ViTConfig(**sizes, **more))
 
 
+class ViTLayer(nn.Module):
+    """As transformers 5.0 has it: what came to be a ViTMLP is two modules of the layer, the same as BERT's."""
+
+    __module__ = "transformers.models.vit.modeling_vit"
+
+    def __init__(self, **more):
+        from transformers import BertConfig
+        from transformers.models.bert.modeling_bert import BertIntermediate, BertOutput
+
+        super().__init__()
+        config = BertConfig(hidden_size=16, intermediate_size=D_FF, **more)
+        self.intermediate, self.output = BertIntermediate(config), BertOutput(config)
+
+    def forward(self, input):
+        return self.output(self.intermediate(input), input)
+
+
 def _gpt2(**more):
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -74,7 +91,7 @@ def _ids(model):
 
 def _inputs(model):
     name = type(model).__name__
-    if name == "Sequential":
+    if name in ("Sequential", "ViTLayer"):
         return {"input": torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))}
     if name == "ViTModel":
         return {"pixel_values": torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))}
@@ -88,6 +105,7 @@ MODELS = {  # how it is made, class of the MLPs, their activation
     "bert": (_bert, "BertLayer", "gelu"),
     "bert_chunked": (partial(_bert, chunk_size_feed_forward=1), "BertLayer", "gelu"),
     "vit": (_vit, "ViTMLP", "gelu"),
+    "vit_before": (ViTLayer, "ViTLayer", "gelu"),
     "gpt2": (_gpt2, "GPT2MLP", "gelu_tanh"),
     "opt": (_opt, "OPTDecoderLayer", "relu"),
     "opt_norm_after": (partial(_opt, do_layer_norm_before=False), "OPTDecoderLayer", "relu"),

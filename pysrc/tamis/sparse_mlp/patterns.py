@@ -31,7 +31,7 @@ GATED = ("LlamaMLP", "Qwen2MLP", "Qwen3MLP", "MistralMLP", "GemmaMLP", "Gemma2ML
 PATTERNS = (
     Pattern(("T5DenseActDense",), "wi", "act", "wo", dropout="dropout"),
     Pattern(("T5DenseGatedActDense",), "wi_1", "act", "wo", gate="wi_0", dropout="dropout"),
-    Pattern(("BertLayer",), "intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),
+    Pattern(("BertLayer", "ViTLayer"), "intermediate.dense", "intermediate.intermediate_act_fn", "output.dense"),
     Pattern(("ViTMLP",), "fc1", "activation_fn", "fc2"),
     Pattern(("GPT2MLP",), "c_fc", "act", "c_proj"),
     Pattern(("OPTDecoderLayer",), "fc1", "activation_fn", "fc2"),
@@ -204,8 +204,11 @@ def _attends(module: nn.Module) -> bool:
 
 
 def _known(module: nn.Module) -> Pattern | None:
+    """A ViTLayer until some version of transformers is a block itself, and from then on holds a ViTMLP."""
     kind = dense_class(module)
-    return _OF_CLASS.get(kind.__name__) if kind.__module__.startswith("transformers.") else None
+    if not kind.__module__.startswith("transformers.") or any(map(_known, module.children())):
+        return None
+    return _OF_CLASS.get(kind.__name__)
 
 
 def _sizes(part: Part) -> tuple[int, int]:
