@@ -11,9 +11,10 @@ void largest(const TopK& op, int64_t begin, int64_t end, void* scratch) {
   using R = Real<T>;
   const int64_t n = op.x.classes, k = op.k;
   const Work<R> w(scratch, n, k);
+  const T* const last = row_of<T>(op.x, end - 1);
   for (int64_t r = begin; r < end; ++r) {
     const T* const x = row_of<T>(op.x, r);
-    const int64_t* const from = choose(x, n, w, op.sorted, r + 1 < end ? row_of<T>(op.x, r + 1) : nullptr);
+    const int64_t* const from = choose(x, n, w, op.sorted, x == last ? nullptr : row_of<T>(op.x, r + 1));
     T* const values = static_cast<T*>(op.values) + r * k;
     int64_t* const indices = op.indices + r * k;
     for (int64_t i = 0; i < k; ++i) values[i] = x[from[i]], indices[i] = from[i];
