@@ -7,7 +7,7 @@ import torch
 from helpers import NAN
 from hypothesis import given, settings
 from tamis.sparse_mlp import reference, topk_mlp
-from tamis.sparse_mlp.mlp import DENSE_SHARE, FEW_TOKENS
+from tamis.sparse_mlp.mlp import DENSE_TOKENS, dense_share
 from tamis.sparse_mlp.reference import ACTIVATIONS
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -72,7 +72,7 @@ def check(x, ws, k, act, tolerance):
     st.data(),
 )  # fmt: skip
 def test_forward_and_backward(isa, tokens, d, d_ff, out, act, gated, biased, dtype, seed, data):
-    most = d_ff if tokens <= FEW_TOKENS else int(DENSE_SHARE[dtype.itemsize] * d_ff)  # more is dense
+    most = d_ff if tokens < DENSE_TOKENS else int(dense_share(dtype) * d_ff)  # more is dense
     k = data.draw(st.integers(1, max(1, most)))
     ws = weights(seed, d, d_ff, out, gated=gated, biased=biased, dtype=dtype)
     check(made(seed - 1 if seed else 9, tokens, d).to(dtype), ws, k, act, TOLERANCE[dtype])
@@ -90,7 +90,7 @@ def test_larger_than_a_block(isa, act, gated):
 @pytest.mark.parametrize("selection", ["exact", "gaussian"])
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("k", [1, 10, 30, 64])
-@pytest.mark.parametrize("tokens", [3, 20])
+@pytest.mark.parametrize("tokens", [3, 20, 70])
 def test_against_the_reference(isa, tokens, k, gated, selection):
     x, ws = made(0, tokens, 24), weights(1, 24, 64, 16, gated=gated)
     leaves = [t if t is None else t.requires_grad_() for t in (x, *ws)]
@@ -253,22 +253,18 @@ def test_autocast_casts_as_a_linear_layer(tokens, selection):
 
 
 def test_explained():
-    x, ws = made(0, 12, 24), weights(1, 24, 64, 16)
-    kernels = [
-        tamis.explain("topk_mlp", x[:n], *ws[:4], k, selection=selection).kernel.split()[0]
-        for n, k, selection in (
-            (8, 8, "exact"),
-            (9, 8, "exact"),
-            (9, 20, "exact"),
-            (8, 20, "exact"),
-            (9, 8, "gaussian"),
-            (9, 20, "gaussian"),
-            (8, 20, "gaussian"),
-        )
-    ]
-    assert kernels == ["vectors", "tiles", "dense", "vectors", "nonzeros", "dense", "nonzeros"]
-    x, ws = x.bfloat16(), weights(1, 24, 64, 16, dtype=torch.bfloat16)
-    assert [tamis.explain("topk_mlp", x, *ws[:4], k).kernel.split()[0] for k in (32, 33)] == ["tiles", "dense"]
+    ws = weights(1, 24, 64, 16)
+
+    def kernel(tokens, k, selection="exact", dtype=torch.float32):
+        given = [t.to(dtype) for t in (made(0, tokens, 24), *ws[:4])]
+        return tamis.explain("topk_mlp", *given, k, selection=selection).kernel.split()[0]
+
+    assert [kernel(8, 64), kernel(9, 64), kernel(63, 64)] == ["vectors", "tiles", "tiles"]
+    assert [kernel(64, k) for k in (19, 20)] == ["tiles", "dense"]
+    assert [kernel(n, 20, "gaussian") for n in (8, 9, 63, 64)] == ["nonzeros", "nonzeros", "nonzeros", "dense"]
+    assert [kernel(64, k, dtype=torch.float16) for k in (32, 33)] == ["tiles", "dense"]
+    most = 16 if tamis.common.backend.isa() == "v4x" else 32
+    assert [kernel(64, k, dtype=torch.bfloat16) for k in (most, most + 1)] == ["tiles", "dense"]
 
 
 @pytest.mark.parametrize("selection", ["exact", "gaussian"])

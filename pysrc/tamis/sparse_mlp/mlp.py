@@ -18,9 +18,12 @@ from .mlp_choice import FEW_TOKENS
 from .reference import ACTIVATIONS, SELECTIONS
 
 FN = "topk_mlp"
-# Of the neurons, by an element's bytes: above it many tokens are dense, which then took less time on a Zen 3. Half
-# precision is emulated there.
+# Dense above this share of the neurons, by an element's bytes, and from so many tokens on: fewer leave torch's product
+# short of work, whatever k is. Timed on a Zen 3, where half precision is emulated, and on a Zen 4, which has bfloat16's
+# products.
+DENSE_TOKENS = 64
 DENSE_SHARE = {2: 0.5, 4: 0.3, 8: 0.3}
+DENSE_SHARE_BFLOAT16 = 0.25
 
 
 def topk_mlp(
@@ -204,19 +207,26 @@ def _check(w_down: Tensor, k: int, selection: str) -> None:
         fail(FN, "k", f"1 to {d_ff}, the neurons", k)
 
 
+def dense_share(dtype: torch.dtype) -> float:
+    """Of the neurons, above which many tokens are dense."""
+    native = dtype == torch.bfloat16 and isa() == "v4x"
+    return DENSE_SHARE_BFLOAT16 if native else DENSE_SHARE[dtype.itemsize]
+
+
 def _kernel(x: Tensor, w_down: Tensor, k: int, selection: str) -> tuple[str, str]:
     """The CPU's, and why."""
     d_ff, tokens = w_down.shape[0], math.prod(x.shape[:-1])
     _check(w_down, k, selection)
     if not _is_known(tokens):
         return ("nonzeros" if selection == "gaussian" else "tiles"), "any number of tokens"
-    many = tokens > FEW_TOKENS
-    share = DENSE_SHARE[w_down.dtype.itemsize]
-    if many and k > share * d_ff:
-        return "dense", f"more than {FEW_TOKENS} tokens, and k above {share:.0%} of {d_ff} neurons"
+    share = dense_share(w_down.dtype)
+    if tokens >= DENSE_TOKENS and k > share * d_ff:
+        return "dense", f"at least {DENSE_TOKENS} tokens, and k above {share:.0%} of {d_ff} neurons"
     if selection == "gaussian":
         return "nonzeros", "a gaussian selection: what is not 0 after it"
-    return ("tiles", f"more than {FEW_TOKENS} tokens") if many else ("vectors", f"at most {FEW_TOKENS} tokens")
+    if tokens > FEW_TOKENS:
+        return "tiles", f"more than {FEW_TOKENS} tokens, and few of them or few neurons"
+    return "vectors", f"at most {FEW_TOKENS} tokens"
 
 
 def _cpu(*args: Any) -> Tensor:
