@@ -60,11 +60,12 @@ void scores(const float* rows, const float* panel, int64_t d, F32 (*sum)[kVector
 template <class T>
 void take(const Rank& op, int64_t of, float* to) {
   const T* const row = static_cast<const T*>(op.vectors) + of * op.d;
-  for (int64_t i = 0; i < op.d; i += TAMIS_LANES) {  // equivalent: bound: of no numbers none is taken
-    const int64_t n = upto(op.d - i, TAMIS_LANES);
-    const F32 some = n == TAMIS_LANES ? load(row + i) : load_upto(row + i, n, 0);  // equivalent: fill: any fill
+  int64_t i = 0;
+  const auto put = [&](F32 some, int64_t n) {
     for (int64_t j = 0; j < n; ++j) to[(i + j) * kRows] = some[j];
-  }
+  };
+  for (; i + TAMIS_LANES <= op.d; i += TAMIS_LANES) put(load(row + i), TAMIS_LANES);
+  if (i < op.d) put(load_tail(row + i, op.d - i, 0), op.d - i);  // equivalent: fill: any fill
 }
 
 // The scores that a panel's queries give their targets; those of nobody are infinite, which none exceeds.
