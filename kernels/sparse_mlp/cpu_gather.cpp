@@ -189,7 +189,10 @@ const RowKernel<Compress> compress_kernels[2] = {compress<float>, compress<doubl
 const RowKernel<Expand> expand_kernels[kDtypes] = {expand<float>, expand<double>, expand<Float16>, expand<BFloat16>};
 const RowKernel<Total> total_kernels[2] = {total<float>, total<double>};
 
-int64_t blocks_scratch_bytes(int64_t columns) { return 8 * tile_rows(columns) * padded(columns); }
+int64_t blocks_scratch_bytes(int64_t columns) {
+  const int64_t row = 8 * padded(columns), tile = row > kTileBytes ? row : kTileBytes;
+  return upto(tile, kTile * row);
+}
 
 void transpose(const Transpose& op, void* scratch) {
   const Entries& of = op.entries;

@@ -16,7 +16,7 @@ extern const RowKernel<Compare> compare_kernels[kDtypes];
 extern const RowKernel<Total> total_kernels[2];
 int64_t choose_scratch_bytes(int64_t n, int64_t k);
 int64_t select_scratch_bytes(int64_t n, int64_t k);
-int64_t blocks_scratch_bytes(int64_t columns);
+int64_t blocks_scratch_bytes(int64_t columns);  // enough for fewer columns, too: those have more rows in a tile
 void transpose(const Transpose& op, void* scratch);
 
 }  // namespace tamis::TAMIS_ISA

@@ -289,6 +289,12 @@ int main() {
   check_all<double>(f64, random);
   check_all<float>(f16, random);
   check_all<float>(bf16, random);
+  int64_t bytes = 0;
+  for (int64_t columns = 1; columns < 30000; ++columns) {  // threads that share the columns have what all would need
+    const int64_t more = kernels.blocks_scratch_bytes(columns);
+    expect(bytes <= more, "memory of fewer columns", f64, f64, columns, bytes, more);
+    bytes = more;
+  }
   for (int a = 0; a < kActivations; ++a)
     for (int64_t entries : {1, 15, 16, 17, 30, 100})
       for (bool gated : {false, true})

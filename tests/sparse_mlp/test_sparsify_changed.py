@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tamis.sparse_mlp import sparsify
+from tamis.sparse_mlp import restore, sparsify
 from torch import nn
 
 from .models import make, output
@@ -86,3 +86,23 @@ def test_a_hook_that_would_not_be_called(name):
     getattr(block, name).register_forward_pre_hook(lambda module, args: None)
     with pytest.raises(ValueError, match=hooked(name, "forward_pre_hooks")):
         run()
+
+
+def test_a_parametrization_is_not_dropped():
+    model, x = mlp().eval(), torch.randn(3, 4)
+    want = model(x)
+    nn.utils.parametrizations.weight_norm(model[3])
+    with pytest.raises(TypeError, match=r"^tamis\.restore: model: expected 3 of the class .*, got Parametrized"):
+        restore(model)
+    torch.testing.assert_close(model(x), want)
+    nn.utils.parametrize.remove_parametrizations(model[3], "weight")
+    restore(model)
+    assert type(model[3]) is nn.Linear
+
+
+def test_memory_stays_shared():
+    model = nn.Sequential(nn.Linear(4, 12), nn.GELU(), nn.Linear(12, 4))
+    model.share_memory()
+    for change in (lambda: sparsify(model, 2), lambda: restore(model)):
+        change()
+        assert all(p.is_shared() for p in model.parameters())

@@ -221,9 +221,10 @@ def test_compiles_whole(name):
 def test_other_dtypes(dtype):
     model, inputs = make("llama")
     model = model.to(dtype)
-    want = output(model, inputs)
+    dense, truth = output(model, inputs), output(copy.deepcopy(model).double(), inputs)
     sparsify(model, 1.0)
-    torch.testing.assert_close(output(model, inputs), want)
+    error, rounding = ((y - truth).abs().max() for y in (output(model, inputs), dense))
+    assert error <= 1.5 * rounding + 1e-12
     assert {p.dtype for p in model.parameters()} == {dtype}
 
 

@@ -262,9 +262,32 @@ def test_explained():
     assert [kernel(8, 64), kernel(9, 64), kernel(63, 64)] == ["vectors", "tiles", "tiles"]
     assert [kernel(64, k) for k in (19, 20)] == ["tiles", "dense"]
     assert [kernel(n, 20, "gaussian") for n in (8, 9, 63, 64)] == ["nonzeros", "nonzeros", "nonzeros", "dense"]
-    assert [kernel(64, k, dtype=torch.float16) for k in (32, 33)] == ["tiles", "dense"]
+    assert kernel(64, 64, dtype=torch.float16) == "tiles"
     most = 16 if tamis.common.backend.isa() == "v4x" else 32
     assert [kernel(64, k, dtype=torch.bfloat16) for k in (most, most + 1)] == ["tiles", "dense"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [kernel(64, k) for k in (most, most + 1)] == ["tiles", "dense"]
+
+
+def test_float16_sums_are_wide_for_any_number_of_tokens():
+    x, w = torch.full((64, 16), 25.0).half(), torch.ones(64, 16).half()
+    y = topk_mlp(x, w, None, torch.full((64, 4), 1e-6).half(), None, 64, activation="squared_relu")
+    assert (y - 400**2 * 64e-6).abs().max() < 0.2  # 400**2 is no float16
+
+
+@pytest.mark.parametrize("out", [4900, 8192])
+def test_wide_results_of_few_tokens_by_several_threads(out):
+    """Columns are shared by threads: narrower ones have more rows in a tile."""
+    given = [t.double() for t in (made(0, 8, 16), made(1, 64, 16), made(2, 64, out))]
+    x, w_up, w_down = given
+    want = topk_mlp(x, w_up, None, w_down, None, 8, impl="reference")
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            torch.testing.assert_close(topk_mlp(x, w_up, None, w_down, None, 8), want)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("selection", ["exact", "gaussian"])

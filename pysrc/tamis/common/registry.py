@@ -8,6 +8,7 @@ import torch
 from .checks import fail
 
 OWN = ("cpu", "cuda", "meta")  # devices with kernels; on others torch differentiates the reference
+NO_SECOND = "its second derivative is not implemented"
 _library = torch.library.Library("tamis", "FRAGMENT")
 
 
@@ -44,7 +45,8 @@ def register(
     keyword-only arguments.
     """
     op = getattr(torch.ops.tamis, name).default
-    differentiate = autograd or _refusal(op, backward_of).apply
+    why = f"tamis.{backward_of}: {NO_SECOND}" if backward_of else f"{op}: not differentiable"
+    differentiate = autograd or refusal(op, why).apply
     returns_list = [str(value.type) for value in op._schema.returns] == ["List[Tensor]"]
     defaults = tuple(argument.default_value for argument in op._schema.arguments)
 
@@ -83,10 +85,8 @@ def _apart(op: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _refusal(op: Callable[..., Any], backward_of: str) -> Any:
-    why = f"tamis.{backward_of}: its second derivative is not implemented"
-    if not backward_of:
-        why = f"{op}: not differentiable"
+def refusal(op: Callable[..., Any], why: str) -> Any:
+    """A Function that is `op`, and cannot be differentiated."""
 
     class Refusal(torch.autograd.Function):
         @staticmethod
@@ -109,7 +109,7 @@ class _RefuseSecond(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: object) -> Any:
-        raise NotImplementedError(f"tamis.{ctx.op}: its second derivative is not implemented")
+        raise NotImplementedError(f"tamis.{ctx.op}: {NO_SECOND}")
 
 
 def once(gradient: torch.Tensor, anchor: torch.Tensor, name: str) -> torch.Tensor:

@@ -12,18 +12,17 @@ from ..common.backend import Choice, choose, isa, named_for_cuda, naming, runs
 from ..common.checks import FLOATS, NAMES, check_choice, check_dense, check_integer, check_like, fail, real_dtype
 from ..common.explain import explained_by
 from ..common.linear import autocast
-from ..common.registry import below_autograd, once, register
+from ..common.registry import NO_SECOND, below_autograd, once, refusal, register
 from . import mlp_choice, mlp_cuda, reference
 from .mlp_choice import FEW_TOKENS
 from .reference import ACTIVATIONS, SELECTIONS
 
 FN = "topk_mlp"
-# Dense above this share of the neurons, by an element's bytes, and from so many tokens on: fewer leave torch's product
-# short of work, whatever k is. Timed on a Zen 3, where half precision is emulated, and on a Zen 4, which has bfloat16's
-# products.
+# Dense above this share of the neurons, and from so many tokens on: fewer leave torch's product short of work, whatever
+# k is. Timed on a Zen 3, where half precision is emulated, and on a Zen 4, where float16 alone is.
 DENSE_TOKENS = 64
-DENSE_SHARE = {2: 0.5, 4: 0.3, 8: 0.3}
-DENSE_SHARE_BFLOAT16 = 0.25
+DENSE_SHARE = {torch.float32: 0.3, torch.float64: 0.3, torch.bfloat16: 0.5, torch.float16: 1.0}
+DENSE_SHARE_NATIVE = 0.25  # bfloat16
 
 
 def topk_mlp(
@@ -45,9 +44,10 @@ def topk_mlp(
     hidden = act(x w_up^T + b_up), or gated act(x w_gate^T + b_gate) * (x w_up^T + b_up); all but the selected are 0;
     the result is hidden w_down + b_down. Weights are stored neuron by neuron. A row of w_down whose hidden value is 0
     is not read. Differentiable once, in all tensors; what was not selected gets no gradient. Many tokens with a large k
-    are dense (tamis.explain says which). Pre-activations are float32 for up to 8 tokens, and torch's, rounded
-    to x's dtype, for more, or where a gaussian selection is differentiated: near ties may then fall otherwise, as they
-    may where torch's product changes with the number of threads.
+    are dense (tamis.explain says which): hidden values are rounded to x's dtype then, and those that are 0 multiplied.
+    Pre-activations are float32 for up to 8 tokens, and torch's, rounded to x's dtype, for more, or where a gaussian
+    selection is differentiated: near ties may then fall otherwise, as they may where torch's product changes with the
+    number of threads.
 
     Args:
         x: [*, d], float32, bfloat16, float16 or float64.
@@ -109,6 +109,9 @@ def topk_mlp(
     return result
 
 
+_interpreted_backward = refusal(mlp_cuda.backward, f"tamis.{FN}: {NO_SECOND}").apply
+
+
 class _TopKMlp(torch.autograd.Function):
     """The op's arguments but for the selection, which is exact."""
 
@@ -129,7 +132,7 @@ class _TopKMlp(torch.autograd.Function):
         _, x, w_up, b_up, w_down, b_down, _, w_gate, b_gate, _ = ctx.needs_input_grad
         wanted = [x, w_up, b_up, w_down, w_gate, b_gate]
         tensors = ctx.saved_tensors
-        op: Any = mlp_cuda.backward if ctx.interpreted else torch.ops.tamis._topk_mlp_backward
+        op: Any = _interpreted_backward if ctx.interpreted else torch.ops.tamis._topk_mlp_backward
         made = iter(op(grad, *tensors, ctx.activation, wanted))
         x, w_up, b_up, w_down, w_gate, b_gate = (next(made) if want else None for want in wanted)
         b_down = grad.reshape(-1, grad.shape[-1]).sum(0) if b_down else None
@@ -209,8 +212,7 @@ def _check(w_down: Tensor, k: int, selection: str) -> None:
 
 def dense_share(dtype: torch.dtype) -> float:
     """Of the neurons, above which many tokens are dense."""
-    native = dtype == torch.bfloat16 and isa() == "v4x"
-    return DENSE_SHARE_BFLOAT16 if native else DENSE_SHARE[dtype.itemsize]
+    return DENSE_SHARE_NATIVE if dtype == torch.bfloat16 and isa() == "v4x" else DENSE_SHARE[dtype]
 
 
 def _kernel(x: Tensor, w_down: Tensor, k: int, selection: str) -> tuple[str, str]:
@@ -295,6 +297,7 @@ def _route(*args: Any) -> Tensor:
 
 def _explained(choice: Choice, x: Tensor, w_up: Tensor, b_up: Any, w_down: Tensor, b_down: Any, k: int,
                *, selection: str = "exact", **options: Any) -> Choice:  # fmt: skip
+    x, w_down = autocast(x, w_down)
     if choice.backend != "cpu":
         learns = _learn(x, w_up, b_up, w_down, b_down, *options.values())
         return _chosen(x, w_down, k, selection, learns=learns, forced=choice.named)

@@ -63,7 +63,9 @@ def sparsify(
     fused optimizer (fused=True) reads memory as it lies, without a word: make it after sparsify, and after restore
     again, and load no state from before. An MLP with dropout between activation and down projection is computed densely
     in training: the dropout is that of the selected neurons. Again with another k or selection is fine. Where a part
-    of an MLP is replaced or hooked afterwards the model raises: restore it first.
+    of an MLP is replaced or hooked afterwards the model raises: restore it first. A part that is called by itself, or
+    in another nn.Sequential (a slice, say), passes its input on, or is the whole MLP. Memory of a weight that is laid
+    out anew is its own: a state_dict taken before has what was.
 
     Args:
         k: neurons that count for each token: an integer from 1 to d_ff, a float share of d_ff in (0, 1] (1.0: all), or
@@ -109,10 +111,14 @@ def restore(model: nn.Module) -> None:
     """Gives the MLPs that sparsify made top-k their own classes back, with the weights they have now; contiguous.
 
     Raises:
-        TypeError: model.
+        TypeError: model; or a projection has another class since, as a parametrization gives it. Before any change.
     """
     if not isinstance(model, nn.Module):
         fail("restore", "model", "a torch.nn.Module", type(model).__name__, TypeError)
+    for name, module in model.named_modules():
+        if isinstance(module, Swapped) and "dense_class" not in vars(type(module)):
+            what = f"{name} of the class that sparsify gave it (remove parametrizations before)"
+            fail("restore", "model", what, type(module).__name__, TypeError)
     for module in list(model.modules()):
         for name, child in list(module._modules.items()):
             if isinstance(child, PassedActivation):

@@ -201,7 +201,10 @@ def unswap(module: Swapped) -> None:
 def _relaid(weight: Tensor, *, transposed: bool) -> None:
     """Rows, or columns, side by side in memory; so its gradient, which optimizers read beside it."""
     with torch.inference_mode(False):  # or it could not be trained any more
+        shared = weight.data.is_shared()
         weight.data = data = weight.data.mT.contiguous().mT if transposed else weight.data.contiguous()
+        if shared:
+            data.share_memory_()
         if weight.grad is not None and weight.grad.layout == torch.strided:
             weight.grad.data = torch.empty_like(data, dtype=weight.grad.dtype).copy_(weight.grad)
 
