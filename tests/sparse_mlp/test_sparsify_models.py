@@ -45,6 +45,7 @@ def test_with_every_neuron_is_the_dense_model(name):
         (MODELS[name][1], D_FF, D_FF, MODELS[name][2])
     }
     assert len(report.replaced) == len(down_projections(model))
+    assert not {each.kind for each in report.left} & {name for pattern in PATTERNS for name in pattern.classes}
     torch.testing.assert_close(output(model, inputs), want)
     assert [*model.state_dict()] == keys
     assert all(model.get_parameter(path) is parameter for path, parameter in parameters.items())
