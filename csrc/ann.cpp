@@ -76,7 +76,7 @@ Found rerank(const Tensor& queries_, const Tensor& candidates, const Tensor& vec
                      metric == "l2",
                      mutable_data<float>(values),
                      mutable_data<int64_t>(indices)};
-  over_rows(what.c_str(), queries.size(0), count * op.d, 8 * count + 64,
+  over_rows(what.c_str(), queries.size(0), count * op.d, 16 * count + 64,
             [&](int64_t begin, int64_t end, void* scratch) { kernels().ann.rerank(op, begin, end, scratch); });
   return {values, indices};
 }

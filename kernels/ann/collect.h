@@ -17,18 +17,23 @@ using Key = int64_t;  // the larger the better: by score, then the lowest positi
 inline Key key_of(Candidate a) { return (int64_t)a.score * ((int64_t)1 << 32) + (uint32_t)~a.position; }
 inline bool before(Candidate a, Candidate b) { return key_of(a) > key_of(b); }
 
-// The first `count` of n come to the front, in no order; all where there are no more. Positions differ.
-inline void partition(Candidate* x, int64_t n, int64_t count) {
+// The first `count` of n come to the front, in no order; all where there are no more. Positions differ. Spare: [n].
+inline void partition(Candidate* x, Candidate* spare, int64_t n, int64_t count) {
   int64_t begin = 0, end = n;
   while (begin < count && count < end) {  // equivalent: bound: a turn more changes nothing
     const Key a = key_of(x[begin]), b = key_of(x[(begin + end) / 2]), c = key_of(x[end - 1]);
     const Key low = a < b ? a : b, high = a < b ? b : a, pivot = c < low ? low : c < high ? c : high;
+    // Without a branch, which nobody foresees, and to memory that is not read again in this turn.
+    Candidate* others = spare + n;
     int64_t left = begin;
-    for (int64_t i = begin; i < end; ++i) {  // without a branch: nobody foresees it
+    for (int64_t i = begin; i < end; ++i) {
       const Candidate one = x[i];
-      x[i] = x[left], x[left] = one, left += key_of(one) > pivot;
+      const bool above = key_of(one) > pivot;
+      x[left] = one, left += above;
+      others[-1] = one, others -= !above;
     }
-    // Of two the pivot may be the best: then they have changed places, and the next turn parts them.
+    // Of two the pivot may be the best: they have changed places now, and the next turn parts them.
+    memcpy(x + left, others, (end - left) * sizeof *x);
     (count <= left ? end : begin) = left;  // equivalent: bound: where it is the count, either ends it
   }
 }
@@ -36,7 +41,7 @@ inline void partition(Candidate* x, int64_t n, int64_t count) {
 inline constexpr int kScoreBins = 512;
 
 struct Collector {
-  Candidate* found;
+  Candidate *found, *spare;        // [capacity]; what is spare keeps nothing between calls
   int64_t wanted, size, capacity;  // capacity: above 2 * wanted, and at least twice a block
   int32_t threshold;               // scores below it do not count
   int32_t origin, shift;           // of bin 0; a bin's width in bits
@@ -54,12 +59,20 @@ struct Collector {
     if (size + count > capacity) shrink();
   }
 
-  void add(int32_t score, uint32_t position) {
-    if (score < threshold) return;
-    found[size++] = {score, position};
-    const int64_t of = ((int64_t)score - origin) >> shift;
-    ++bins[of < kScoreBins ? of : kScoreBins - 1];
-    ++kept;
+  // Of the values whose bits are set; the score is `more` larger, the first one's position `position`.
+  template <class V>
+  void add(uint64_t some, const V* values, int32_t more, uint32_t position) {
+    Candidate* at = found + size;
+    for (; some; some &= some - 1) {
+      const int i = __builtin_ctzll(some);
+      const int32_t score = values[i] + more;
+      const bool in = score >= threshold;
+      *at = {score, position + i}, at += in;
+      const int64_t of = ((int64_t)score - origin) >> shift;
+      bins[in ? of < kScoreBins ? of : kScoreBins - 1 : 0] += in;
+    }
+    const int64_t now = at - found;
+    kept += now - size, size = now;
   }
 
   void tighten() {
@@ -82,16 +95,24 @@ struct Collector {
     size = left;
   }
 
-  // The best `wanted`, whatever the order in which they came.
+  // The best `wanted`, whatever the order in which they came: those above the threshold's bin, and the best of it.
   void settle() {
-    drop();
-    partition(found, size, wanted), size = least(size, wanted);
+    const int64_t above = bin == kScoreBins - 1 ? INT64_MAX : (int64_t)threshold + (1 << shift);
+    int64_t left = 0, others = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      const Candidate one = found[i];
+      found[left] = one, left += one.score >= above;
+      spare[others] = one, others += (one.score >= threshold) & (one.score < above);
+    }
+    memcpy(found + left, spare, others * sizeof *found);
+    partition(found + left, spare, others, wanted - left);
+    size = least(left + others, wanted);
   }
 
   void shrink() {
     drop();
     if (2 * size <= capacity) return;  // there is room again, and the histogram goes on
-    partition(found, size, wanted);
+    partition(found, spare, size, wanted);
     size = wanted;
     int32_t least = found[0].score;
     for (const Candidate one : *this) least = one.score < least ? one.score : least;

@@ -82,7 +82,7 @@ struct Search {  // queries begin..end
 struct Rerank {               // queries begin..end
   const float* queries;       // [queries, d]
   const int64_t* candidates;  // [queries, count]; < 0: none
-  int64_t count, d, k;        // scratch: count candidates
+  int64_t count, d, k;        // scratch: twice count candidates
   Vectors vectors;
   Dtype dtype;
   bool l2;

@@ -37,7 +37,7 @@ struct Held {  // for one query
 
 int64_t held_bytes(const Scan& op) {
   const int64_t candidates = capacity_of(op.k) * (int64_t)sizeof(Candidate);
-  return ((int64_t)sizeof(Held) + candidates + 127) / 64 * 64 + table_bytes(op.codes.bits, op.codes.parts);
+  return ((int64_t)sizeof(Held) + 2 * candidates + 127) / 64 * 64 + table_bytes(op.codes.bits, op.codes.parts);
 }
 int64_t scratch_bytes(const Scan& op) { return kMostQueries * held_bytes(op); }
 
@@ -54,7 +54,8 @@ void scan_flat(const Scan& op, int64_t begin, int64_t end, void* scratch) {
       char* const at = static_cast<char*>(scratch) + i * each;
       held[i] = reinterpret_cast<Held*>(at);
       Collector& to = held[i]->to;
-      to.found = reinterpret_cast<Candidate*>(at + sizeof(Held)), to.capacity = capacity_of(op.k);
+      to.capacity = capacity_of(op.k);
+      to.found = reinterpret_cast<Candidate*>(at + sizeof(Held)), to.spare = to.found + to.capacity;
       uint8_t* const table = reinterpret_cast<uint8_t*>(at + each - table_bytes(op.codes.bits, parts));
       held[i]->table = make_table<kLookup>(op.lut + (query + i) * size, parts, 1 << bits, table);
       to.start(op.k, kLookup == Lookup::s8 ? -128 : 0, kLookup == Lookup::s8 ? 0 : 7);
@@ -63,8 +64,8 @@ void scan_flat(const Scan& op, int64_t begin, int64_t end, void* scratch) {
     scan_each<Layout, kLookup>(run, parts, askers, (int)count, op.allowed);
     for (int64_t i = 0; i < count; ++i) {
       Collector& to = held[i]->to;
-      to.drop();
-      to.size = sort_best(to.found, to.size, op.k);
+      to.settle();
+      sort(to.found, to.size);
       float* const values = op.values + (query + i) * op.k;
       int64_t* const indices = op.indices + (query + i) * op.k;
       for (int64_t j = 0; j < op.k; ++j) {
@@ -91,7 +92,7 @@ void rerank_rows(const Rerank& op, const ExactScore of, int64_t begin, int64_t e
       if (candidates[i] < 0) continue;
       kept[n++] = {ordered(of(op.queries + query * op.d, row(i), op.d)), (uint32_t)i};
     }
-    n = sort_best(kept, n, op.k);
+    n = sort_best(kept, kept + op.count, n, op.k);
     for (int64_t j = 0; j < op.k; ++j) {
       const float value = j < n ? unordered(kept[j].score) : -kInf;
       op.values[query * op.k + j] = op.l2 ? -value : value;

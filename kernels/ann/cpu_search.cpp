@@ -59,9 +59,10 @@ struct Space {
     lut = arena.take<float>(ivf.codes.parts << ivf.codes.bits);
     head = arena.take<int32_t>(ivf.leaves);
     asking = arena.take<int32_t>(tile * lists), adds = arena.take<int32_t>(tile * lists);
+    Candidate* const spare = arena.take<Candidate>(capacity);
     for (int64_t i = tile; i-- > 0;) {
       Query q;
-      q.to.found = arena.take<Candidate>(capacity), q.to.capacity = capacity;
+      q.to.found = arena.take<Candidate>(capacity), q.to.capacity = capacity, q.to.spare = spare;
       q.table.entries = arena.take<uint8_t>(table_bytes(ivf.codes.bits, ivf.codes.parts));
       q.own = arena.take<float>(op.normalize || ivf.center ? ivf.d : 0),
       q.bytes = arena.take<int8_t>(padded(ivf.d, kStep));
@@ -244,7 +245,7 @@ Run run_of(const Ivf& ivf, int64_t list, int64_t next) {
 // The best list's scores say where the threshold starts: at what a share of `rerank` of them reaches. Where half of
 // `rerank` does not come of it, nor k, the lists are walked again, from what as many as `rerank` reach; from the lowest
 // score of any list where the best has not so many, or all have not.
-constexpr float kOfBest = 0.45f;
+constexpr float kOfBest = 0.6f;
 
 template <class Layout, Lookup kLookup>
 void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allowed, Start from) {
@@ -252,32 +253,30 @@ void begin_query(const Ivf& ivf, Query& q, int64_t rerank, const uint64_t* allow
   for (int64_t i = 0; i < q.lists; ++i) there += ivf.start[q.list[i] + 1] - ivf.start[q.list[i]];
   if (there <= rerank) from = kLowest;
   q.start = from;
-  using V = Value<kLookup>;
-  constexpr int kShift = kLookup == Lookup::s8 ? 0 : 8;
-  const Run run = run_of(ivf, q.list[0], q.list[0]);
-  uint32_t bins[256] = {};
-  const float share = from == kShare && q.lists > 1 ? kOfBest : 1;
-  const int64_t wanted = (int64_t)(share * rerank) + 1;
-  int bin = 0;
+  constexpr int kLow = kLookup == Lookup::s8 ? -128 : 0, kStep = kLookup == Lookup::s8 ? 1 : 256;
+  int reached = 0;  // steps above kLow, by as many as wanted
   if (from != kLowest) {
-    alignas(64) V values[kBlock];
+    constexpr int64_t kMost = 1024 / Layout::kVectors;  // blocks: of a longer list the first vectors say it
+    const Run run = run_of(ivf, q.list[0], q.list[0]);
+    const int64_t blocks = least(blocks_of<Layout>(run), kMost);
+    Sums<Layout, kLookup> sums[kMost][1];
     const S8 start = Layout::start(0);
-    for (int64_t first = 0; first < run.vectors; first += Layout::kVectors) {
-      Sums<Layout, kLookup> sums[1][1];
-      const uint8_t* const codes = run.blocks + first / Layout::kVectors * run.bytes;
-      Layout::template sums<1, 1>(codes, ivf.codes.parts, &q.table.entries, &start, sums);
-      sums[0][0].put(values);
-      const uint64_t some = allowed ? bits_at(allowed, run.position + first) : ~uint64_t(0);
-      for (int64_t i = 0; i < least(run.vectors - first, Layout::kVectors); ++i)
-        bins[kLookup == Lookup::s8 ? values[i] + 128 : values[i] >> kShift] += some >> i & 1;
+    sum_blocks<Layout, kLookup, 1>({run.blocks, run.bytes, run.vectors, run.position, nullptr}, 0, blocks,
+                                   ivf.codes.parts, &q.table.entries, &start, sums);
+    uint64_t some[kMost];
+    for (int64_t b = 0; b < blocks; ++b) some[b] = allowed_of<Layout>(run, b, allowed);
+    const float share = from == kShare && q.lists > 1 ? kOfBest : 1;
+    const int64_t wanted = (int64_t)(share * rerank) + 1;
+    for (int step = 128; step; step /= 2) {
+      int64_t count = 0;
+      for (int64_t b = 0; b < blocks; ++b)
+        count += __builtin_popcountll(sums[b]->at_least(kLow + (reached + step) * kStep) & some[b]);
+      if (count >= wanted) reached += step;
     }
-    int64_t count = 0;
-    for (bin = 255; bin > 0 && (count += bins[bin]) < wanted;) --bin;
   }
-  const int32_t lowest = kLookup == Lookup::s8 ? -128 : 0;
-  int32_t threshold = q.add[0] + lowest + (bin << kShift);
+  int32_t threshold = q.add[0] + kLow + reached * kStep;
   if (from == kLowest)
-    for (int64_t i = 0; i < q.lists; ++i) threshold = (int32_t)least(threshold, q.add[i] + lowest);
+    for (int64_t i = 0; i < q.lists; ++i) threshold = (int32_t)least(threshold, q.add[i] + kLow);
   q.to.start(rerank, threshold, kLookup == Lookup::s8 ? 0 : 5);
 }
 
@@ -323,7 +322,7 @@ void compare_bytes(const Ivf& ivf, Query& q, int64_t k) {
       one.score = ordered(ivf.half_norms ? dot - ivf.half_norms[one.position] : dot);
     }
     const int64_t most = ivf.exact.data ? finalists(k) : k;
-    partition(to.found, to.size, most), to.size = least(to.size, most);
+    partition(to.found, to.spare, to.size, most), to.size = least(to.size, most);
   }
   if (ivf.exact.data)
     for (const Candidate one : to) prefetch(exact_row(ivf, one.position), ivf.d * exact_size(ivf));
@@ -339,7 +338,7 @@ void finish(const Search& op, Query& q, float* values, int64_t* positions) {
                                                     : exact_score_of<Float16>(l2);
     for (Candidate& one : to) one.score = ordered(of(q.x, exact_row(ivf, one.position), ivf.d));
   }
-  to.size = sort_best(to.found, to.size, op.k);
+  to.size = sort_best(to.found, to.spare, to.size, op.k);
   float square = 0;  // of the query, where -|q - x|^2 is to be made of q.x - |x|^2 / 2
   if (l2 && !ivf.exact.data)
     for (int64_t i = 0; i < ivf.d; ++i) square += q.x[i] * q.x[i];
@@ -395,7 +394,7 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
   for (int64_t i = 0; i < n; ++i) {
     const int32_t following = queries[least(i + 1, n - 1)].list[0];
     const Run next = run_of(ivf, following, following);
-    prefetch(next.blocks, (next.vectors + Layout::kVectors - 1) / Layout::kVectors * next.bytes);
+    prefetch(next.blocks, blocks_of<Layout>(next) * next.bytes);
     Query& q = queries[i];
     begin_query<Layout, kLookup>(ivf, q, op.rerank, op.allowed, kShare);
     for (int64_t j = 0; j < q.lists; ++j) ++space.head[q.list[j]];

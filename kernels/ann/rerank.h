@@ -47,9 +47,9 @@ inline void sort(Candidate* x, int64_t n) {
   }
 }
 
-// The first k come to the front, in order; how many they are.
-inline int64_t sort_best(Candidate* x, int64_t n, int64_t k) {
-  partition(x, n, k);
+// The first k come to the front, in order; how many they are. Spare: [n].
+inline int64_t sort_best(Candidate* x, Candidate* spare, int64_t n, int64_t k) {
+  partition(x, spare, n, k);
   n = least(n, k);
   sort(x, n);
   return n;

@@ -80,6 +80,11 @@ struct Run {  // of a list's blocks, whose first vector is at `position`
   const uint8_t* next;               // blocks that are read after these, elsewhere; null: none
 };
 
+template <class Layout>
+int64_t blocks_of(const Run& run) {
+  return (run.vectors + Layout::kVectors - 1) / Layout::kVectors;
+}
+
 inline constexpr int64_t kAhead = 6;  // blocks
 
 struct Asker {
@@ -120,51 +125,47 @@ uint64_t allowed_of(const Run& run, int64_t block, const uint64_t* allowed) {  /
   return allowed ? all & bits_at(allowed, run.position + first) : all;
 }
 
-// Apart from the scan, which seldom comes here and needs all registers.
-template <class Layout, Lookup kLookup>
-__attribute__((noinline)) void collect(const Sums<Layout, kLookup>& sums, const Run& run, int64_t block,
+inline constexpr int64_t kChunk = 8;  // blocks whose sums are made before any is looked at: no branch between them
+inline constexpr int kMany = 8;       // of a block, among which some fell behind while others were collected
+
+// What passes of a query's sums, of which every kQueries-th is its own.
+template <class Layout, Lookup kLookup, int kQueries>
+__attribute__((noinline)) void collect(const Sums<Layout, kLookup>* sums, const Run& run, int64_t first, int64_t blocks,
                                        const uint64_t* allowed, const Asker& query, Aim<kLookup>& aim) {
-  uint64_t found = sums.at_least(aim.least) & allowed_of<Layout>(run, block, allowed);
-  if (!found) return;
-  alignas(64) Value<kLookup> values[kBlock];
-  sums.put(values);
-  const int32_t add = query.add - aim.bias;
-  const int64_t first = run.position + block * Layout::kVectors;
-  Collector& to = *query.to;
-  to.make_room(Layout::kVectors);
-  for (; found; found &= found - 1) {
-    const int i = __builtin_ctzll(found);
-    to.add(values[i] + add, (uint32_t)(first + i));
+  uint64_t found[kChunk], any = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    found[b] = sums[b * kQueries].at_least(aim.least);
+    any |= uint64_t(found[b] != 0) << b;
   }
-  to.tighten();
-  aim.raise(query);
+  Collector& to = *query.to;
+  for (; any; any &= any - 1) {
+    const int64_t b = __builtin_ctzll(any);
+    const Sums<Layout, kLookup>& of = sums[b * kQueries];
+    if (__builtin_popcountll(found[b]) > kMany) found[b] = of.at_least(aim.least);
+    const uint64_t some = found[b] & allowed_of<Layout>(run, first + b, allowed);
+    Value<kLookup> memory[kBlock];
+    to.make_room(Layout::kVectors);
+    to.add(some, of.values(memory), query.add - aim.bias, (uint32_t)(run.position + (first + b) * Layout::kVectors));
+    to.tighten();
+    aim.raise(query);
+  }
 }
 
-// kBlocks from `block` on.
-template <class Layout, Lookup kLookup, int kQueries, int kBlocks>
-__attribute__((always_inline)) inline void scan_blocks(const Run& run, int64_t block, int64_t blocks, int64_t parts,
-                                                       const uint8_t* const* tables, const S8* starts,
-                                                       const Asker* queries, Aim<kLookup>* aims,
-                                                       const uint64_t* allowed) {
-  for (int b = 0; b < kBlocks; ++b) {
-    const int64_t over = block + b + kAhead - blocks;
-    if (run.next && over >= 0) prefetch(run.next + over * run.bytes, run.bytes);
+// The sums of blocks from `first` on; near the end of a run the next one's blocks are fetched.
+template <class Layout, Lookup kLookup, int kQueries>
+__attribute__((always_inline)) inline void sum_blocks(const Run& run, int64_t first, int64_t blocks, int64_t parts,
+                                                      const uint8_t* const* tables, const S8* starts,
+                                                      Sums<Layout, kLookup> (*out)[kQueries]) {
+  constexpr int kTogether = kLookup == Lookup::s8 ? Layout::kTogether : 1;
+  const int64_t over = first + kAhead - blocks_of<Layout>(run);
+  for (int64_t b = 0, more; b < blocks; b += more) {
+    more = b + kTogether <= blocks ? kTogether : 1;
+    for (int64_t i = over + b; i < over + b + more; ++i)
+      if (run.next && i >= 0) prefetch(run.next + i * run.bytes, run.bytes);
+    const uint8_t* const codes = run.blocks + (first + b) * run.bytes;
+    more == kTogether ? Layout::template sums<kQueries, kTogether>(codes, parts, tables, starts, out + b)
+                      : Layout::template sums<kQueries, 1>(codes, parts, tables, starts, out + b);
   }
-  uint64_t wanted = !allowed;
-  if (allowed)
-    for (int b = 0; b < kBlocks; ++b) wanted |= allowed_of<Layout>(run, block + b, allowed);
-  if (!wanted) return;
-  Sums<Layout, kLookup> sums[kBlocks][kQueries];
-  Layout::template sums<kQueries, kBlocks>(run.blocks + block * run.bytes, parts, tables, starts, sums);
-  uint64_t any = 0;
-#pragma GCC unroll 4
-  for (int q = 0; q < kQueries; ++q)
-#pragma GCC unroll 2
-    for (int b = 0; b < kBlocks; ++b) any |= sums[b][q].at_least(aims[q].least);
-  if (__builtin_expect(!any, 1)) return;
-  for (int q = 0; q < kQueries; ++q)
-    for (int b = 0; b < kBlocks; ++b)
-      if (sums[b][q].at_least(aims[q].least)) collect<Layout>(sums[b][q], run, block + b, allowed, queries[q], aims[q]);
 }
 
 template <class Layout, Lookup kLookup, int kQueries>
@@ -176,14 +177,14 @@ void scan(const Run& run, int64_t parts, const Asker* queries, const uint64_t* a
     tables[q] = queries[q].table, aims[q] = Aim<kLookup>(queries[q]);
     starts[q] = Layout::start((int8_t)aims[q].bias);
   }
-  constexpr int kTogether = kLookup == Lookup::s8 ? Layout::kTogether : 1;
-  const int64_t blocks = (run.vectors + Layout::kVectors - 1) / Layout::kVectors;
-  int64_t block = 0;
-  for (; block + kTogether <= blocks; block += kTogether)
-    scan_blocks<Layout, kLookup, kQueries, kTogether>(run, block, blocks, parts, tables, starts, queries, aims,
-                                                      allowed);
-  if (kTogether > 1 && block < blocks)
-    scan_blocks<Layout, kLookup, kQueries, 1>(run, block, blocks, parts, tables, starts, queries, aims, allowed);
+  Sums<Layout, kLookup> sums[kChunk][kQueries];
+  const int64_t all = blocks_of<Layout>(run);
+  for (int64_t first = 0; first < all; first += kChunk) {
+    const int64_t blocks = least(kChunk, all - first);
+    sum_blocks<Layout, kLookup, kQueries>(run, first, blocks, parts, tables, starts, sums);
+    for (int q = 0; q < kQueries; ++q)
+      collect<Layout, kLookup, kQueries>(sums[0] + q, run, first, blocks, allowed, queries[q], aims[q]);
+  }
 }
 
 template <class Layout, Lookup kLookup>

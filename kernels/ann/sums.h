@@ -68,7 +68,7 @@ struct Sums {  // signed bytes
     for (int i = 0; i < Layout::kRegisters; ++i) bits |= not_less(of[i], (int8_t)threshold) << (i * kBytes % 64);
     return bits;
   }
-  void put(int8_t* out) const { memcpy(out, of, sizeof of); }
+  const int8_t* values(int8_t*) const { return reinterpret_cast<const int8_t*>(of); }
 };
 template <class Layout>
 struct Sums<Layout, Lookup::u16> {
@@ -84,9 +84,11 @@ struct Sums<Layout, Lookup::u16> {
     }
     return bits;
   }
-  void put(uint16_t* out) const {
+  const uint16_t* values(uint16_t* out) const {
     for (int i = 0; i < Layout::kRegisters; ++i)
-      for (int j = 0; j < kBytes / 2; ++j, out += 2) out[0] = even[i][j], out[1] = odd[i][j];
+      for (int j = 0; j < kBytes / 2; ++j)
+        out[i * kBytes + 2 * j] = even[i][j], out[i * kBytes + 2 * j + 1] = odd[i][j];
+    return out;
   }
 };
 

@@ -67,7 +67,7 @@ void check_rerank(Random& random, int64_t id, Dtype dtype, int64_t d, int64_t co
   for (int64_t& c : candidates) c = once_in(random, 9) ? -1 : whole(random, 0, n - 1);
   const Rerank op = {of.data(), candidates.data(), count,         d, k, {x.memory.data(), x.stride}, dtype,
                      l2,        values.data(),     indices.data()};
-  in_two_threads(queries, count * 8,
+  in_two_threads(queries, count * 16,
                  [&](int64_t begin, int64_t end, void* scratch) { kernels.rerank(op, begin, end, scratch); });
   for (int64_t q = 0; q < queries; ++q) {
     Found want;
