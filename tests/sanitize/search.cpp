@@ -102,7 +102,7 @@ struct Index {
     start.assign(s.leaves + 1, 0), block.assign(s.leaves + 1, 0);
     for (int64_t l = 0; l < s.leaves; ++l) {
       constexpr int kSizes[] = {0, 1, 31, 32, 33, 63, 64, 65};
-      start[l + 1] = start[l] + kSizes[random() % 8];
+      start[l + 1] = start[l] + (once_in(random, 60) ? any(random, {1023, 1024, 1025, 1100}) : kSizes[random() % 8]);
       block[l + 1] = block[l] + (start[l + 1] - start[l] + each - 1) / each;
     }
     n = start[s.leaves], width = (s.d + books - 1) / books;
@@ -198,7 +198,7 @@ struct Asked {  // a query, as search takes it
 struct Candidates {
   std::vector<int64_t> lists;  // the best first
   Found scores;                // of who is allowed there
-  std::vector<int> of_best;    // sums of the best list's
+  std::vector<int> of_best;    // sums of the best list's first vectors
   int64_t there = 0;           // allowed or not
   int64_t best_add = 0, least_add = INT64_MAX;
   Entries entries;
@@ -238,7 +238,7 @@ Candidates candidates_of(const Index& index, const Search& op, const Array<uint6
     for (int64_t v = index.start[l]; v < index.start[l + 1]; ++v) {
       if (!is_set(allowed, v)) continue;
       const int sum = sum_of(made.entries, index.code(l, v), s.parts, s.bits);
-      if (l == made.lists[0]) made.of_best.push_back(sum);
+      if (l == made.lists[0] && v - index.start[l] < 1024) made.of_best.push_back(sum);
       made.scores.push_back({double(sum + add), v});
     }
   }
@@ -256,7 +256,7 @@ Found passing(const Candidates& all, const Search& op, bool& sure) {
     return left;
   };
   Found found = from(double(all.least_add + lowest));
-  for (const float share : {all.lists.size() > 1 ? 0.45f : 1.f, 1.f}) {
+  for (const float share : {all.lists.size() > 1 ? 0.6f : 1.f, 1.f}) {
     if (all.there <= op.rerank) break;
     int64_t bin = 255;
     const auto reach = [&] {
