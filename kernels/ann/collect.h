@@ -68,8 +68,7 @@ struct Collector {
       const int32_t score = values[i] + more;
       const bool in = score >= threshold;
       *at = {score, position + i}, at += in;
-      const int64_t of = ((int64_t)score - origin) >> shift;
-      bins[in ? of < kScoreBins ? of : kScoreBins - 1 : 0] += in;
+      bins[in ? least(((int64_t)score - origin) >> shift, kScoreBins - 1) : 0] += in;
     }
     const int64_t now = at - found;
     kept += now - size, size = now;

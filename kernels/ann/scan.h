@@ -157,11 +157,12 @@ __attribute__((always_inline)) inline void sum_blocks(const Run& run, int64_t fi
                                                       const uint8_t* const* tables, const S8* starts,
                                                       Sums<Layout, kLookup> (*out)[kQueries]) {
   constexpr int kTogether = kLookup == Lookup::s8 ? Layout::kTogether : 1;
-  const int64_t over = first + kAhead - blocks_of<Layout>(run);
   for (int64_t b = 0, more; b < blocks; b += more) {
-    more = b + kTogether <= blocks ? kTogether : 1;
-    for (int64_t i = over + b; i < over + b + more; ++i)
-      if (run.next && i >= 0) prefetch(run.next + i * run.bytes, run.bytes);
+    for (int i = 0; i < kTogether; ++i) {
+      const int64_t over = first + b + i + kAhead - blocks_of<Layout>(run);
+      if (run.next && over >= 0) prefetch(run.next + over * run.bytes, run.bytes);
+    }
+    more = least(kTogether, blocks - b);
     const uint8_t* const codes = run.blocks + (first + b) * run.bytes;
     more == kTogether ? Layout::template sums<kQueries, kTogether>(codes, parts, tables, starts, out + b)
                       : Layout::template sums<kQueries, 1>(codes, parts, tables, starts, out + b);
@@ -179,8 +180,7 @@ void scan(const Run& run, int64_t parts, const Asker* queries, const uint64_t* a
   }
   Sums<Layout, kLookup> sums[kChunk][kQueries];
   const int64_t all = blocks_of<Layout>(run);
-  for (int64_t first = 0; first < all; first += kChunk) {
-    const int64_t blocks = least(kChunk, all - first);
+  for (int64_t first = 0, blocks; (blocks = least(kChunk, all - first)) > 0; first += kChunk) {
     sum_blocks<Layout, kLookup, kQueries>(run, first, blocks, parts, tables, starts, sums);
     for (int q = 0; q < kQueries; ++q)
       collect<Layout, kLookup, kQueries>(sums[0] + q, run, first, blocks, allowed, queries[q], aims[q]);

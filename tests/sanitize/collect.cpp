@@ -104,6 +104,22 @@ void check_collector(int64_t wanted, int64_t capacity, int64_t step, int scores,
   sure(best(found, to.size, n) == best(x, n, wanted), "the best", wanted, step);
 }
 
+// Blocks that come at any time, where there is room for all of them.
+void check_settle(int64_t wanted, int32_t shift, std::mt19937& random) {
+  const int64_t n = 1 + int64_t(random() % 70);
+  const Array<Candidate> x = some(n, 40, random);
+  Array<Candidate> found(n), spare(n);
+  isa::Collector to;
+  to.found = found.data(), to.spare = spare.data(), to.capacity = n;
+  to.start(wanted, -20, shift);
+  for (int64_t i = 0; i < n; ++i) {
+    add(to, x[i].score, x[i].position);
+    if (random() % 4 == 0 || i == n - 1) to.tighten();
+  }
+  to.settle();
+  sure(best(found, to.size, n) == best(x, n, wanted), "settled", n, wanted);
+}
+
 // Of a full collector that keeps `left`: all of them up to half of its memory, else the best, and no histogram.
 void check_shrink(int64_t capacity, int64_t left) {
   Array<Candidate> found(capacity), spare(capacity);
@@ -129,6 +145,7 @@ int main() {
       for (const bool rising : {false, true})
         for (const int64_t step : {1, 7, 32}) check_collector(wanted, 2 * wanted + 64, step, scores, rising, random);
   for (int round = 0; round < 400; ++round) check_add(round % 4, random);
+  for (int round = 0; round < 2000; ++round) check_settle(1 + round % 9, round % 3, random);
   for (const int64_t capacity : {40, 41})
     for (const int64_t left : {19, 20, 21, 22}) check_shrink(capacity, left);
   return failures > 0;
