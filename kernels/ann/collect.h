@@ -20,8 +20,13 @@ inline bool before(Candidate a, Candidate b) { return key_of(a) > key_of(b); }
 // The first `count` of n come to the front, in no order; all where there are no more. Positions differ. Spare: [n].
 inline void partition(Candidate* x, Candidate* spare, int64_t n, int64_t count) {
   int64_t begin = 0, end = n;
+  uint32_t drawn = 1;  // what is in any order of its own, as numbers that rise and fall are, is parted no worse
+  const auto any = [&] {
+    drawn = drawn * 1664525 + 1013904223;
+    return key_of(x[begin + ((uint64_t)drawn * (end - begin) >> 32)]);
+  };
   while (begin < count && count < end) {  // equivalent: bound: a turn more changes nothing
-    const Key a = key_of(x[begin]), b = key_of(x[(begin + end) / 2]), c = key_of(x[end - 1]);
+    const Key a = any(), b = any(), c = any();
     const Key low = a < b ? a : b, high = a < b ? b : a, pivot = c < low ? low : c < high ? c : high;
     // Without a branch, which nobody foresees, and to memory that is not read again in this turn.
     Candidate* others = spare + n;
@@ -32,7 +37,7 @@ inline void partition(Candidate* x, Candidate* spare, int64_t n, int64_t count) 
       x[left] = one, left += above;
       others[-1] = one, others -= !above;
     }
-    // Of two the pivot may be the best: they have changed places now, and the next turn parts them.
+    // Where the pivot was the best, nothing is parted and another is drawn.
     memcpy(x + left, others, (end - left) * sizeof *x);
     (count <= left ? end : begin) = left;  // equivalent: bound: where it is the count, either ends it
   }

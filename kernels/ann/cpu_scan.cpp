@@ -57,7 +57,7 @@ void scan_flat(const Scan& op, int64_t begin, int64_t end, void* scratch) {
       to.capacity = capacity_of(op.k);
       to.found = reinterpret_cast<Candidate*>(at + sizeof(Held)), to.spare = to.found + to.capacity;
       uint8_t* const table = reinterpret_cast<uint8_t*>(at + each - table_bytes(op.codes.bits, parts));
-      held[i]->table = make_table<kLookup>(op.lut + (query + i) * size, parts, 1 << bits, table);
+      held[i]->table = make_table<kLookup>(op.lut + (query + i) * size, parts, 1 << bits, table, kInf);
       to.start(op.k, kLookup == Lookup::s8 ? -128 : 0, kLookup == Lookup::s8 ? 0 : 7);
       askers[i] = {&to, table, 0};
     }

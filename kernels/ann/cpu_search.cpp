@@ -30,6 +30,7 @@ struct Query {
   Start start;
   int64_t lists;
   int32_t *list, *add;  // [lists]; the best first
+  float *apart, base;   // [lists]: what add stands for, from the best list's
 };
 
 // Parts of one allocation, in order.
@@ -67,7 +68,7 @@ struct Space {
       q.own = arena.take<float>(op.normalize || ivf.center ? ivf.d : 0),
       q.bytes = arena.take<int8_t>(padded(ivf.d, kStep));
       q.factors = arena.take<Factor>((ivf.d + 3) / 4);
-      q.list = arena.take<int32_t>(lists), q.add = arena.take<int32_t>(lists);
+      q.list = arena.take<int32_t>(lists), q.add = arena.take<int32_t>(lists), q.apart = arena.take<float>(lists);
       if (queries) queries[i] = q;  // null where only the size is asked for
     }
     end = arena.at;
@@ -103,8 +104,15 @@ void take_query(const Search& op, int64_t query, Query& q) {
     const F32 last = load_tail(x + i, d - i, 0);
     squares += last * last;
   }
-  const float by = 1 / max(sqrtf(reduce_add(squares)), 1e-12f);
-  for (i = 0; i < d; ++i) q.own[i] = x[i] * by;
+  const float square = reduce_add(squares);
+  if (square > 1e-30f && square < 1e30f) {
+    const float by = 1 / sqrtf(square);
+    for (i = 0; i < d; ++i) q.own[i] = x[i] * by;
+    return;
+  }
+  double wide = 0;  // a square that neither overflows nor vanishes
+  for (i = 0; i < d; ++i) wide += (double)x[i] * x[i];
+  for (i = 0; i < d; ++i) q.own[i] = wide > 0 ? (float)(x[i] / sqrt(wide)) : 0;
 }
 
 void quantize(const Ivf& ivf, Query& q) {
@@ -132,23 +140,6 @@ void quantize(const Ivf& ivf, Query& q) {
   q.sum = reduce_add(sum);
   const int64_t steps = (ivf.d + 3) / 4;
   for (i = 0; i != steps; ++i) q.factors[i] = Factor(q.bytes + 4 * i);
-}
-
-template <Lookup kLookup>
-void tabulate(const Ivf& ivf, Query& q, float* lut) {
-  const int64_t parts = ivf.codes.parts - ivf.extra, centroids = int64_t{1} << ivf.codes.bits;
-  const int64_t width = (ivf.d + parts - 1) / parts;
-  for (int64_t p = 0; p < parts; ++p) {
-    const int64_t begin = cut(ivf.d, parts, p), end = cut(ivf.d, parts, p + 1);
-    const float* const of = ivf.codebooks + p * width * centroids;
-    for (int64_t c = 0; c != centroids; c += TAMIS_LANES) {
-      F32 dot = {};
-      for (int64_t i = begin; i < end; ++i) dot += q.x[i] * load(of + (i - begin) * centroids + c);
-      store(lut + p * centroids + c, dot);
-    }
-  }
-  if (ivf.extra) memcpy(lut + parts * centroids, ivf.constants, ivf.extra * centroids * sizeof *lut);
-  q.table = make_table<kLookup>(lut, ivf.codes.parts, centroids, const_cast<uint8_t*>(q.table.entries));
 }
 
 // Each list's q.c, of kQueries queries at once.
@@ -227,13 +218,33 @@ void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores,
   const int32_t front = q.list[first];      // the others keep their order
   memmove(q.list + 1, q.list, first * sizeof *q.list);
   q.list[0] = front;
-  const float base = scores[front] + ivf.score_bias[front];
-  q.table.offset += base;
-  for (int64_t i = 0; i < q.lists; ++i) {
-    const int32_t list = q.list[i];
-    const float add = (scores[list] + ivf.score_bias[list] - base) * q.table.scale;
-    q.add[i] = (int32_t)clamped(rintf(add), -1e9f, 1e9f);
+  q.base = scores[front] + ivf.score_bias[front];
+  for (int64_t i = 0; i < q.lists; ++i) q.apart[i] = scores[q.list[i]] + ivf.score_bias[q.list[i]] - q.base;
+}
+
+// After its lists are chosen.
+template <Lookup kLookup>
+void tabulate(const Ivf& ivf, Query& q, float* lut) {
+  const int64_t parts = ivf.codes.parts - ivf.extra, centroids = int64_t{1} << ivf.codes.bits;
+  const int64_t width = (ivf.d + parts - 1) / parts;
+  for (int64_t p = 0; p < parts; ++p) {
+    const int64_t begin = cut(ivf.d, parts, p), end = cut(ivf.d, parts, p + 1);
+    const float* const of = ivf.codebooks + p * width * centroids;
+    for (int64_t c = 0; c != centroids; c += TAMIS_LANES) {
+      F32 dot = {};
+      for (int64_t i = begin; i < end; ++i) dot += q.x[i] * load(of + (i - begin) * centroids + c);
+      store(lut + p * centroids + c, dot);
+    }
   }
+  if (ivf.extra) memcpy(lut + parts * centroids, ivf.constants, ivf.extra * centroids * sizeof *lut);
+  // What lists are apart stays a number of units, however little the codes spread.
+  constexpr float kMostUnits = 1 << 28;
+  float most = 0;
+  for (int64_t i = 0; i < q.lists; ++i) most = max(fabsf(q.apart[i]), most);
+  uint8_t* const entries = const_cast<uint8_t*>(q.table.entries);
+  q.table = make_table<kLookup>(lut, ivf.codes.parts, centroids, entries, most > 0 ? kMostUnits / most : kInf);
+  q.table.offset += q.base;
+  for (int64_t i = 0; i < q.lists; ++i) q.add[i] = (int32_t)clamped(rintf(q.apart[i] * q.table.scale), -1e9f, 1e9f);
 }
 
 Run run_of(const Ivf& ivf, int64_t list, int64_t next) {
@@ -349,7 +360,7 @@ void finish(const Search& op, Query& q, float* values, int64_t* positions) {
     }
     float value = ivf.exact.data || ivf.bytes.data ? unordered(to.found[i].score)
                                                    : (float)to.found[i].score / q.table.scale + q.table.offset;
-    if (l2) value = ivf.exact.data ? -value : max(square - 2 * value, 0.0f);
+    if (l2) value = ivf.exact.data ? 0 - value : max(square - 2 * value, 0.0f);
     values[i] = value, positions[i] = to.found[i].position;
   }
 }
@@ -369,8 +380,8 @@ void search_one(const Search& op, int64_t query, const Space& space) {
   Query* const q = space.queries;
   take_query(op, query, *q);
   quantize(ivf, *q);
-  tabulate<kLookup>(ivf, *q, space.lut);
   prepare_lists<1>(op, q, space);
+  tabulate<kLookup>(ivf, *q, space.lut);
   begin_query<Layout, kLookup>(ivf, *q, op.rerank, op.allowed, kShare);
   scan_lists<Layout, kLookup>(ivf, *q, op.allowed);
   scan_again<Layout, kLookup>(ivf, *q, op.k, op.rerank, op.allowed);
@@ -386,7 +397,6 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
   for (int64_t i = 0; i < n; ++i) {
     take_query(op, begin + i, queries[i]);
     quantize(ivf, queries[i]);
-    tabulate<kLookup>(ivf, queries[i], space.lut);
   }
   for (int64_t four = 0; four < n / kMostQueries; ++four)
     prepare_lists<kMostQueries>(op, queries + four * kMostQueries, space);
@@ -396,6 +406,7 @@ void search_tile(const Search& op, int64_t begin, int64_t n, const Space& space)
     const Run next = run_of(ivf, following, following);
     prefetch(next.blocks, blocks_of<Layout>(next) * next.bytes);
     Query& q = queries[i];
+    tabulate<kLookup>(ivf, q, space.lut);
     begin_query<Layout, kLookup>(ivf, q, op.rerank, op.allowed, kShare);
     for (int64_t j = 0; j < q.lists; ++j) ++space.head[q.list[j]];
   }

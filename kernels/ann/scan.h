@@ -33,39 +33,61 @@ inline void store_bytes(uint8_t* to, I32 x) {
   memcpy(to, &bytes, sizeof bytes);
 }
 
+inline float power_below(float x) {  // of two; of what is too little to be told from 0, 1
+  int32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  bits &= 0x7f800000;
+  memcpy(&x, &bits, sizeof x);
+  return x > 1e-35f ? x : 1;
+}
+
+// The scale is `finest` at most; where all of a part's entries are the same, that, or 1.
 template <Lookup kLookup>
-Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* out) {
+Table make_table(const float* lut, int64_t parts, int64_t centroids, uint8_t* out, float finest) {
   constexpr bool kSigned = kLookup == Lookup::s8;
+  // From each part's first entry, in units of a power of two: squares neither overflow nor vanish.
+  F32 furthest = {};
+  for (int64_t p = 0; p < parts; ++p)
+    for (int64_t i = 0; i != centroids; i += TAMIS_LANES) {
+      const F32 x = load(lut + p * centroids + i) - lut[p * centroids];
+      furthest = max(max(x, -x), furthest);
+    }
+  const float unit = power_below(reduce_max(furthest)), by = 1 / unit;
   float spread = 0, offset = 0;
-  F32 furthest = {};  // from its part's mean
+  furthest = F32{};  // from its part's mean
   for (int64_t p = 0; p < parts; ++p) {
     const float* const of = lut + p * centroids;
     F32 sum = {}, squares = {}, low = F32{} + kInf, high = F32{} - kInf;
     for (int64_t i = 0; i != centroids; i += TAMIS_LANES) {
-      const F32 x = load(of + i);
+      const F32 x = (load(of + i) - of[0]) * by;
       sum += x, squares += x * x, low = min(x, low), high = max(x, high);
     }
     if (kSigned) {
       const float mean = reduce_add(sum) / centroids;
-      offset += mean;
+      offset += of[0] + mean * unit;
       spread += reduce_add(squares) / centroids - mean * mean;
       furthest = max(max(high - mean, mean - low), furthest);
     } else {
       const float lowest = -reduce_max(-low), span = reduce_max(high) - lowest;
-      offset += lowest;
+      offset += of[0] + lowest * unit;
       spread = span > spread ? span : spread;
     }
   }
   const int32_t most = kSigned ? kMostSigned : most_of(parts), least = kSigned ? -most : 0;
-  float scale = 1;
-  if (spread > 0) scale = kSigned ? min(kSpread / sqrtf(spread), most / reduce_max(furthest)) : most / spread;
+  float scale = finest;
+  if (spread > 0)
+    scale = min((kSigned ? min(kSpread / sqrtf(spread), most / reduce_max(furthest)) : most / spread) * by, finest);
+  if (!(scale < kInf)) scale = 1;
   for (int64_t p = 0; p < parts; ++p) {
     const float* const of = lut + p * centroids;
     F32 sum = {}, low = F32{} + kInf;
-    for (int64_t i = 0; i != centroids; i += TAMIS_LANES) sum += load(of + i), low = min(load(of + i), low);
-    const float from = kSigned ? reduce_add(sum) / centroids : -reduce_max(-low);
     for (int64_t i = 0; i != centroids; i += TAMIS_LANES) {
-      const I32 entry = rounded((load(of + i) - from) * scale);
+      const F32 x = (load(of + i) - of[0]) * by;
+      sum += x, low = min(x, low);
+    }
+    const float from = (kSigned ? reduce_add(sum) / centroids : -reduce_max(-low)) * unit;
+    for (int64_t i = 0; i != centroids; i += TAMIS_LANES) {
+      const I32 entry = rounded((load(of + i) - of[0] - from) * scale);
       const I32 raised = entry < least ? I32{} + least : entry;
       store_bytes(out + p * centroids + i, raised > most ? I32{} + most : raised);
     }

@@ -28,7 +28,11 @@ void check_scan(Random& random, int64_t id, int64_t n, int64_t parts, int bits, 
   Rows codes(n * parts);
   for (uint8_t& code : codes) code = uint8_t(random() % of);
   Array<float> lut(queries * parts * centroids);
-  for (int64_t i = 0; i < queries * parts; ++i) draw_centroids(random, lut.data() + i * centroids, centroids, 2, 3);
+  const bool flat = once_in(random, 12);
+  const float unit = any(random, {1.f, 1.f, 0x1p-90f, 0x1p90f});
+  for (int64_t i = 0; i < queries * parts; ++i)
+    draw_centroids(random, lut.data() + i * centroids, centroids, flat ? 0 : 2, flat ? 0 : 3);
+  for (float& x : lut) x *= unit;
   const Rows blocks = pack(codes, n, parts, bits);
   const Array<uint64_t> allowed = one_in ? drawn_bits(random, n, one_in) : Array<uint64_t>();
   Array<float> values(queries * k);
@@ -121,14 +125,15 @@ struct Index {
     for (uint8_t& code : slots) code = uint8_t(code % of);
     codes = pack(slots, block[s.leaves] * each, s.parts, s.bits);
     codebooks = Array<float>(books * width * size);
+    const bool flat = once_in(random, 8);  // as of vectors that are their lists' centroids
     for (int64_t p = 0; p < books; ++p)
       for (int64_t i = 0; i < width; ++i) {
         float* const at = codebooks.data() + (p * width + i) * size;
-        i < cut(s.d, books, p + 1) - cut(s.d, books, p) ? draw_centroids(random, at, size, 1, 3)
+        i < cut(s.d, books, p + 1) - cut(s.d, books, p) ? draw_centroids(random, at, size, !flat, flat ? 0 : 3)
                                                         : std::fill(at, at + size, 1e30f);
       }
     constants = Array<float>(s.extra * size);
-    for (int64_t p = 0; p < s.extra; ++p) draw_centroids(random, constants.data() + p * size, size, 0, 20);
+    for (int64_t p = 0; p < s.extra; ++p) draw_centroids(random, constants.data() + p * size, size, 0, flat ? 0 : 20);
     if (s.bytes) bytes = drawn(random, n * padded(s.d, 64));
     exact = Logits(s.dtype, std::max<int64_t>(n, 1), s.d, once_in(random, 2));
     half_norms = Array<float>(n);
@@ -227,8 +232,10 @@ Candidates candidates_of(const Index& index, const Search& op, const Array<uint6
       lut[p * size + c] = float(sum);
     }
   std::copy(index.constants.begin(), index.constants.end(), lut.begin() + books * size);
-  made.entries = entries_of(lut.data(), s.parts, size, op.lookup);
   const float base = near[made.lists[0]] + index.score_bias[made.lists[0]];
+  float most = 0;
+  for (int64_t l : made.lists) most = std::max(most, std::fabs(near[l] + index.score_bias[l] - base));
+  made.entries = entries_of(lut.data(), s.parts, size, op.lookup, most > 0 ? 0x1p28f / most : INFINITY);
   made.entries.offset += base;
   for (int64_t l : made.lists) {
     const float apart = near[l] + index.score_bias[l] - base;

@@ -76,26 +76,33 @@ struct Entries {
   int most = 0;  // how far from 0 a sum can be
 };
 
-Entries entries_of(const float* lut, int64_t parts, int64_t centroids, Lookup lookup) {
+Entries entries_of(const float* lut, int64_t parts, int64_t centroids, Lookup lookup, float finest = INFINITY) {
   const bool is_signed = lookup == Lookup::s8;
   Entries made;
   std::vector<float> from(parts);
   constexpr float kMostSigned = 63;
   float spread = 0, furthest = 0;
+  double unit = 0;  // the numbers are whole in units of a power of two
+  for (int64_t i = 0; i < parts * centroids; ++i) {
+    const double apart = std::fabs(double(lut[i]) - lut[i / centroids * centroids]);
+    unit = std::max(unit, apart > 1e-35 ? std::exp2(std::floor(std::log2(apart))) : 0);
+  }
+  if (unit == 0) unit = 1;
   for (int64_t p = 0; p < parts; ++p) {
     double sum = 0, squares = 0, low = INFINITY, high = -INFINITY;
     for (int64_t c = 0; c < centroids; ++c) {
-      const double x = lut[p * centroids + c];
+      const double x = lut[p * centroids + c] / unit;
       sum += x, squares += x * x, low = std::min(low, x), high = std::max(high, x);
     }
     const double mean = sum / double(centroids);
-    from[p] = float(is_signed ? mean : low);
+    from[p] = float((is_signed ? mean : low) * unit);
     spread =
         is_signed ? spread + float(squares / double(centroids) - mean * mean) : std::max(spread, float(high - low));
     furthest = std::max(furthest, float(std::max(high - mean, mean - low)));
     made.offset += from[p];
   }
-  made.scale = spread > 0 ? (is_signed ? std::min(28 / std::sqrt(spread), kMostSigned / furthest) : 255 / spread) : 1;
+  made.scale = is_signed ? std::min(28 / std::sqrt(spread), kMostSigned / furthest) : 255 / spread;
+  made.scale = spread > 0 ? std::min(float(made.scale / unit), finest) : finest < INFINITY ? finest : 1;
   for (int64_t p = 0; p < parts; ++p) {
     int most = 0;
     for (int64_t c = 0; c < centroids; ++c) {

@@ -1,15 +1,13 @@
 """From vectors to an index: lists, codes, bytes."""
 
 import math
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..common.checks import check_choice, check_dense, check_integer, fail
+from ..common.checks import as_tensor, check_choice, check_integer, fail
 from .assign import kmeans_assign
 from .encode import anisotropic_eta, pq_decode, pq_encode
 from .ops import EXACT, pack_codes
@@ -30,12 +28,7 @@ class Rows:
     center: Tensor | None = None
 
     def __init__(self, vectors: object, metric: str) -> None:
-        if isinstance(vectors, np.ndarray):
-            with warnings.catch_warnings():  # of memory that cannot be written: nothing here writes
-                warnings.simplefilter("ignore", UserWarning)
-                given = torch.from_numpy(vectors)
-        else:
-            given = check_dense(FN, "vectors", vectors)
+        given = as_tensor(FN, "vectors", vectors)
         if given.dim() != 2 or given.shape[1] == 0:
             fail(FN, "vectors", "[n, d] with at least one dimension", list(given.shape))
         if given.dtype not in EXACT:
@@ -48,10 +41,13 @@ class Rows:
         if not bool(rows.isfinite().all()):
             fail(FN, "vectors", "finite numbers", "inf or NaN")
         if self.metric == "cosine":
-            norms = rows.norm(dim=1, keepdim=True)
-            if not bool((norms > 0).all()):
+            most = rows.abs().amax(1, keepdim=True)
+            if not bool((most > 0).all()):
                 fail(FN, "vectors", "vectors of length above 0 for cosine", "zeros")
-            rows = rows / norms
+            rows = rows.double() / most  # whose squares neither overflow nor vanish
+            rows = (rows / rows.norm(dim=1, keepdim=True)).float()
+        elif not bool(rows.square().sum(1).isfinite().all()):
+            fail(FN, "vectors", "vectors whose squared lengths are finite", "longer ones")
         return (rows if self.center is None else rows - self.center).contiguous()
 
     def pieces(self) -> Iterator[tuple[slice, Tensor]]:
@@ -76,7 +72,7 @@ def _bytes(x: Tensor, scale: float, width: int) -> Tensor:
 def _ids(ids: object, n: int) -> Tensor | None:
     if ids is None:
         return None
-    given = torch.from_numpy(ids) if isinstance(ids, np.ndarray) else check_dense(FN, "ids", ids)
+    given = as_tensor(FN, "ids", ids)
     if given.dtype != torch.int64 or given.shape != (n,):
         fail(FN, "ids", f"int64 [{n}]", f"{given.dtype} {list(given.shape)}")
     if n and (int(given.min()) < 0 or len(given.unique()) < n):

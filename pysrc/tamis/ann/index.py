@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import _native
-from ..common.checks import check_bool, check_dense, check_integer, fail
+from ..common.checks import as_tensor, check_bool, fail
 from . import store
-from .ops import EXACT, SearchResult
+from .ops import EXACT, POSITIONS, SearchResult, check_k
 from .progress import bar, silent
 from .spec import Tuning
 
-METRICS = ("ip", "l2", "cosine")
 Array = Tensor | np.ndarray[Any, Any]
 # By position, that is list by list: rows, and of each the caller's id, bytes, half norm and exact vector.
 BUFFERS = (
@@ -83,8 +82,9 @@ class Index(nn.Module):
         is checked for that at its first search.
 
         Args:
-            queries: [q, d] or [d], of vectors' dtypes, finite; numpy's give numpy's.
-            k: at least 1; where fewer are found the rest is -1.
+            queries: [q, d] or [d], of vectors' dtypes, finite; numpy's give numpy's. By cosine a query of zeros is as
+                near to one as to another.
+            k: 1 to 2^32 - 1; where fewer are found the rest is -1.
             tuning: None: the index's own.
             filter: bool [n], which rows may be found, or int64, the ids that may.
         Returns:
@@ -93,10 +93,12 @@ class Index(nn.Module):
             TypeError, ValueError: an argument, before any work.
         """
         how = self.tuning if tuning is None else tuning
+        if not isinstance(how, Tuning):
+            fail("Index.search", "tuning", "a Tuning", type(how).__name__, TypeError)
         if filter is None and (found := self._straight(queries, k, how)) is not None:
             return found
         fn = "Index.search"
-        x = torch.from_numpy(queries) if isinstance(queries, np.ndarray) else check_dense(fn, "queries", queries)
+        x = as_tensor(fn, "queries", queries)
         one = x.dim() == 1
         if x.dtype not in EXACT or x.dim() not in (1, 2) or x.shape[-1] != self.d:
             fail(fn, "queries", f"[q, {self.d}] or [{self.d}], floats", f"{x.dtype} {list(x.shape)}")
@@ -105,8 +107,7 @@ class Index(nn.Module):
         x = (x.unsqueeze(0) if one else x).to(torch.float32).contiguous()
         if not bool(x.isfinite().all()):
             fail(fn, "queries", "finite numbers", "inf or NaN")
-        if check_integer(fn, "k", k) < 1:
-            fail(fn, "k", "at least 1", k)
+        k = check_k(fn, k)
         allowed, cosine = self._allowed(filter), self.metric == "cosine"
         found = torch.ops.tamis.ivf_search(x, k, how.leaves, how.rerank, *self._ivf(), how.lookup, allowed, cosine)
         result = [t[0] if one else t for t in found]
@@ -128,7 +129,7 @@ class Index(nn.Module):
 
     def _straight(self, queries: Array, k: int, how: Tuning) -> SearchResult | None:
         """None where they are not queries that need no more checks."""
-        if torch.compiler.is_compiling() or type(k) is not int:
+        if torch.compiler.is_compiling() or type(k) is not int or k >= POSITIONS:
             return None
         opened = self._opened or self._open()
         if not opened:
@@ -151,7 +152,9 @@ class Index(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Index":
         self._opened = None
-        moved: Index = super()._apply(fn, recurse)
+        # Of another dtype no kernel reads it: model.half() moves nothing here, and model.to(device) does.
+        same = lambda t: made if (made := fn(t)).dtype == t.dtype else t.to(made.device)  # noqa: E731
+        moved: Index = super()._apply(same, recurse)
         return moved
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -177,8 +180,7 @@ class Index(nn.Module):
         if filter is None:
             return None
         fn = "Index.search"
-        given = torch.from_numpy(filter) if isinstance(filter, np.ndarray) else check_dense(fn, "filter", filter)
-        given = given.to(self.rows.device)
+        given = as_tensor(fn, "filter", filter).to(self.rows.device)
         if given.dtype == torch.bool:
             if given.shape != (len(self),):
                 fail(fn, "filter", f"bool [{len(self)}]", list(given.shape))

@@ -43,6 +43,13 @@ def _at_least_one(fn: str, name: str, value: object) -> int:
     return number
 
 
+def check_k(fn: str, k: object) -> int:
+    number = _at_least_one(fn, "k", k)
+    if number >= POSITIONS:
+        fail(fn, "k", "less than 2^32", number)
+    return number
+
+
 def parts_multiple(bits: int) -> int:
     """Of what the parts of a quantizer must be a multiple, so that their codes lie side by side."""
     return 2 if bits == 4 else 4
@@ -127,7 +134,7 @@ def pq_scan(
     check_choice(fn, "lookup", lookup, LOOKUPS)
     if lookup == "u16" and parts > MOST_EXACT:
         fail(fn, "lookup", f"s8 above {MOST_EXACT} parts", lookup)
-    n, k = check_integer(fn, "n", n), _at_least_one(fn, "k", k)
+    n, k = check_integer(fn, "n", n), check_k(fn, k)
     if not 0 <= n < POSITIONS:
         fail(fn, "n", "0 to 2^32 - 1", n)
     blocks = -(-n // 32) * 16 if bits == 4 else -(-n // 64) * 48
@@ -173,7 +180,7 @@ def rerank(
     check_choice(fn, "metric", metric, METRICS)
     if candidates.numel() and int(candidates.max()) >= len(vectors):
         fail(fn, "candidates", f"rows of vectors, below {len(vectors)}", int(candidates.max()))
-    k = _at_least_one(fn, "k", k)
+    k = check_k(fn, k)
     choice = choose(fn, impl, queries)
     op: Any = reference.rerank if choice.backend == "reference" else torch.ops.tamis.rerank.default
     return SearchResult(*op(queries, candidates, vectors, k, metric))
@@ -270,7 +277,7 @@ def ivf_search(
     """
     fn = "ivf_search"
     queries = _matrix(fn, "queries", queries, (torch.float32,))
-    numbers = (_at_least_one(fn, *pair) for pair in (("k", k), ("leaves", leaves), ("rerank", rerank)))
+    numbers = check_k(fn, k), _at_least_one(fn, "leaves", leaves), _at_least_one(fn, "rerank", rerank)
     check_choice(fn, "lookup", lookup, LOOKUPS)
     choice = choose(fn, impl, queries)
     op: Any = reference.ivf_search if choice.backend == "reference" else torch.ops.tamis.ivf_search.default

@@ -49,18 +49,20 @@ def pq_lut(queries: Tensor, codebooks: Tensor) -> Tensor:
 
 def tables(lut: Tensor, lookup: str) -> tuple[Tensor, Tensor, Tensor]:
     """What a scan adds up, int32 in lut's shape; a score is about a sum of it over the scale, plus the offset."""
+    lut = lut.double()  # squares neither overflow nor vanish
     if lookup == "s8":
-        mean = lut.mean(-1, keepdim=True)
-        spread = (lut.square().mean(-1) - mean.squeeze(-1).square()).sum(-1)
+        origin = lut[..., :1] + (lut - lut[..., :1]).mean(-1, keepdim=True)
+        apart = lut - origin
+        spread = apart.square().mean(-1).sum(-1)
         high = 63  # two are added before they saturate
-        furthest = (lut - mean).abs().amax((1, 2)) if lut.shape[1] else spread
-        scale, origin, low = torch.minimum(SPREAD / spread.sqrt(), high / furthest), mean, -high
+        furthest = apart.abs().amax((1, 2)) if lut.shape[1] else spread
+        scale, low = torch.minimum(SPREAD / spread.sqrt(), high / furthest), -high
     else:
         origin = lut.amin(-1, keepdim=True)
         spread = (lut.amax(-1) - origin.squeeze(-1)).amax(-1)
         low, high = 0, min(255, 65535 // lut.shape[1])
         scale = high / spread
-    scale = torch.where(spread > 0, scale, torch.ones_like(scale))
+    scale = torch.where(spread > 0, scale, torch.ones_like(scale)).float()
     entries = ((lut - origin) * scale[:, None, None]).round().clamp(low, high).to(torch.int32)
     return entries, scale, origin.sum((1, 2))
 

@@ -1,5 +1,6 @@
 """What an index learns from its vectors: leaves, codebooks, and the order in which leaves are looked at."""
 
+import heapq
 from collections.abc import Iterator
 from typing import Any
 
@@ -154,16 +155,34 @@ def _means(x: Tensor, indices: Tensor, centroids: Tensor) -> Tensor:
         sums.index_add_(0, indices[rows], x[rows].double())
     sizes = torch.bincount(indices, minlength=count)
     means = (sums / sizes.clamp(min=1).unsqueeze(1)).float()
-    share = sizes.clone()  # of each, as if what is taken from it were half of it: the next is another's
-    for empty in (sizes == 0).nonzero()[:, 0].tolist():
-        largest = int(share.where(sizes > 1, 0).argmax())
-        members = (indices == largest).nonzero()[:, 0]
-        farthest = members[(x[members] - means[largest]).square().sum(1).argmax()]
-        means[empty] = x[farthest]
-        indices[farthest] = empty
-        sizes[empty], sizes[largest] = 1, sizes[largest] - 1
-        share[empty], share[largest] = 1, (share[largest] + 1) // 2
+    if bool((sizes == 0).any()):
+        _fill(means, centroids, x, indices, sizes)
     return means
+
+
+def _fill(means: Tensor, centroids: Tensor, x: Tensor, indices: Tensor, sizes: Tensor) -> None:
+    """Give each empty centroid the farthest vector of the largest cluster, as if it took half of it: the next is
+    another's. Where all are at their means, it stays what it was."""
+    far = torch.cat([(x[rows] - means[indices[rows]]).square().sum(1) for rows in _chunks(len(x))])
+    order = far.argsort(descending=True, stable=True)
+    order = order[indices[order].argsort(stable=True)]  # cluster by cluster, the farthest first
+    next_ = sizes.cumsum(0) - sizes
+    left = sizes.tolist()
+    heap = [(-size, cluster) for cluster, size in enumerate(left) if size > 1]
+    heapq.heapify(heap)
+    empty = (sizes == 0).nonzero()[:, 0].tolist()
+    means[empty] = centroids[empty]
+    for taken in empty:
+        while heap and not (left[heap[0][1]] > 1 and float(far[order[next_[heap[0][1]]]]) > 0):
+            heapq.heappop(heap)
+        if not heap:
+            return
+        share, largest = heap[0]
+        farthest = order[next_[largest]]
+        means[taken], indices[farthest] = x[farthest], taken
+        next_[largest] += 1
+        left[largest] -= 1
+        heapq.heapreplace(heap, (-((1 - share) // 2), largest))
 
 
 def train_codebooks(

@@ -23,6 +23,7 @@ T = TypeVar("T")
 ann = typer.Typer(no_args_is_help=True, help="Nearest neighbours: an index of your vectors.")
 
 QUERIES, COLUMNS = 10, 5  # of what a search found, on the screen
+MOST = 2**32 - 1
 _FORMATS = ".npy, .fvecs, .fbin or .safetensors"
 IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="As `tamis ann build` wrote it.")]
 Queries = Annotated[Path, typer.Argument(metavar="QUERIES", help=f"{_FORMATS}: q rows of d.")]
@@ -70,8 +71,12 @@ def search(
     index: IndexFile,
     queries: Queries,
     k: Annotated[int, typer.Option(min=1, help="Neighbours of each query.")] = 10,
-    leaves: Annotated[int | None, typer.Option(min=1, help="Lists looked at; else the index's own tuning.")] = None,
-    rerank: Annotated[int | None, typer.Option(min=1, help="Candidates compared again; else the index's own.")] = None,
+    leaves: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Lists looked at; else the index's own tuning.")
+    ] = None,
+    rerank: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="Candidates compared again; else the index's own.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", callback=writable, help="Indices and distances, q rows of k: .npz or .safetensors."),
@@ -84,6 +89,7 @@ def search(
     if out is not None and out.suffix not in (".npz", ".safetensors"):
         raise typer.BadParameter(f"--out: expected a file that ends in .npz or .safetensors, got {out}")
     loaded, asked = _both(index, queries, key)
+    _check_k(loaded, k)
     own = loaded.tuning
     found = loaded.search(asked, k, tuning=Tuning(leaves or own.leaves, rerank or own.rerank, lookup=own.lookup))
     if out is None:
@@ -109,7 +115,7 @@ def evaluate(
     k: Annotated[int, typer.Option(min=1, help="Neighbours of each query.")] = 10,
     leaves: Annotated[str, typer.Option(help="Which to try, by comma; else some around the index's own.")] = "",
     rerank: Annotated[str, typer.Option(help="The same.")] = "",
-    threads: Annotated[int, typer.Option(min=0, help="0: as many as torch would use.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="0: as many as torch would use.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", callback=writable, help="Write the result here.")] = None,
     key: Key = None,
 ) -> None:
@@ -127,8 +133,7 @@ def evaluate(
     if threads:
         torch.set_num_threads(threads)
     loaded, asked = _both(index, queries, key)
-    if k > len(loaded):
-        raise typer.BadParameter(f"--k: expected at most {len(loaded)}, the vectors of the index, got {k}")
+    _check_k(loaded, k)
     grid = engine.tunings(loaded, k)
     some = _numbers("--leaves", leaves) or sorted({t.leaves for t in grid})
     others = _numbers("--rerank", rerank) or sorted({t.rerank for t in grid})
@@ -199,10 +204,15 @@ def _both(index: Path, queries: Path, key: str | None) -> "tuple[Index, Tensor]"
     return loaded, asked
 
 
+def _check_k(index: "Index", k: int) -> None:
+    if k > len(index):
+        raise typer.BadParameter(f"--k: expected at most {len(index)}, the vectors of the index, got {k}")
+
+
 def _numbers(option: str, words: str) -> list[int]:
     numbers = [word.strip() for word in words.split(",")] if words else []
     for word in numbers:
-        if not word.isdecimal() or not 1 <= int(word) < 2**63:
+        if not word.isdecimal() or not 1 <= int(word) <= MOST:
             raise typer.BadParameter(f"{option}: expected numbers of 1 or more, by comma, got {words}")
     return list(dict.fromkeys(map(int, numbers)))
 

@@ -23,7 +23,7 @@ def demo(
         int, typer.Option(min=0, max=2**32 - 1, help="Of the weights, the batches and the held-out text.")
     ] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Of the teacher, and of each student.")] = 80,
-    threads: Annotated[int, typer.Option(min=0, help="0: as many as torch would use.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="0: as many as torch would use.")] = 0,
     json: Annotated[Path | None, typer.Option("--json", callback=writable, help="Write the result here.")] = None,
     text: Annotated[
         Path | None,

@@ -1,6 +1,7 @@
 """Arguments checked before any work. Every message reads `tamis.<fn>: <argument>: expected ..., got ...`."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
 
@@ -30,6 +31,22 @@ def check_dense(fn: str, name: str, value: object) -> Tensor:
     if value.is_nested or value.layout != torch.strided:
         fail(fn, name, "a dense tensor", "a nested one" if value.is_nested else value.layout, TypeError)
     return value
+
+
+def as_tensor(fn: str, name: str, value: object) -> Tensor:
+    """Dense; of numpy's array the same memory, or a copy where torch has no such strides or order of bytes."""
+    if not isinstance(value, np.ndarray):
+        return check_dense(fn, name, value)
+    if value.dtype.kind not in "biuf":
+        fail(fn, name, "numbers", value.dtype, TypeError)
+    if not value.dtype.isnative or any(stride < 0 for stride in value.strides):
+        value = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
+    with warnings.catch_warnings():  # of memory that cannot be written: nothing here writes
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return torch.from_numpy(value)
+        except (TypeError, ValueError) as error:  # of 128 bits; strides that are no whole numbers
+            fail(fn, name, "what torch.from_numpy takes", f"{value.dtype}: {error}", TypeError)
 
 
 def check_logits(fn: str, name: str, value: object, shape: str = "[*, classes] with at least one class") -> Tensor:
