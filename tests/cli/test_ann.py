@@ -242,6 +242,13 @@ HERE = "/no/such/place/x"
     ("line", "words"),
     [
         ("build x.npy", "Missing option '--out'"),
+        ("search l2.tamis q.npy --k 4294967296", "'--k': "),
+        ("search l2.tamis q.npy --leaves 4294967296", "'--leaves': "),
+        (
+            "eval l2.tamis q.npy --leaves 4294967296",
+            "--leaves: expected numbers of 1 to 2^32 - 1, by comma, got 4294967296",
+        ),
+        ("eval l2.tamis q.npy --threads 100000", "'--threads': "),
         ("build none.npy --out o", "VECTORS: expected a file, got none.npy, which is none"),
         ("build bad.npy --out o", "VECTORS: expected finite numbers, got NaN or inf in row 3: bad.npy"),
         ("build x.npy --out o --ids bad.npy", "--ids: expected [n], at least one id, got [1200, 12]: bad.npy"),
@@ -273,8 +280,8 @@ HERE = "/no/such/place/x"
         ("eval l2.tamis q.npy --truth far.npy", "--truth: expected rows of the index, below 1200, got 1200: far.npy"),
         ("eval l2.tamis q.npy --truth x.npy", "--truth: expected integers, got float32: x.npy"),
         ("eval l2.tamis q.npy --vectors q.npy", "--vectors: expected those of the index, [1200, 12], got [40, 12]"),
-        ("eval l2.tamis q.npy --leaves 4,x", "--leaves: expected numbers of 1 or more, by comma, got 4,x"),
-        ("eval l2.tamis q.npy --rerank 0", "--rerank: expected numbers of 1 or more, by comma, got 0"),
+        ("eval l2.tamis q.npy --leaves 4,x", "--leaves: expected numbers of 1 to 2^32 - 1, by comma, got 4,x"),
+        ("eval l2.tamis q.npy --rerank 0", "--rerank: expected numbers of 1 to 2^32 - 1, by comma, got 0"),
         (f"eval l2.tamis q.npy --json {HERE}", "'--json': expected a file that can be written"),
     ],
 )

@@ -70,7 +70,7 @@ def build(
 def search(
     index: IndexFile,
     queries: Queries,
-    k: Annotated[int, typer.Option(min=1, help="Neighbours of each query.")] = 10,
+    k: Annotated[int, typer.Option(min=1, max=MOST, help="Neighbours of each query.")] = 10,
     leaves: Annotated[
         int | None, typer.Option(min=1, max=MOST, help="Lists looked at; else the index's own tuning.")
     ] = None,
@@ -89,7 +89,6 @@ def search(
     if out is not None and out.suffix not in (".npz", ".safetensors"):
         raise typer.BadParameter(f"--out: expected a file that ends in .npz or .safetensors, got {out}")
     loaded, asked = _both(index, queries, key)
-    _check_k(loaded, k)
     own = loaded.tuning
     found = loaded.search(asked, k, tuning=Tuning(leaves or own.leaves, rerank or own.rerank, lookup=own.lookup))
     if out is None:
@@ -133,7 +132,8 @@ def evaluate(
     if threads:
         torch.set_num_threads(threads)
     loaded, asked = _both(index, queries, key)
-    _check_k(loaded, k)
+    if k > len(loaded):
+        raise typer.BadParameter(f"--k: expected at most {len(loaded)}, the vectors of the index, got {k}")
     grid = engine.tunings(loaded, k)
     some = _numbers("--leaves", leaves) or sorted({t.leaves for t in grid})
     others = _numbers("--rerank", rerank) or sorted({t.rerank for t in grid})
@@ -204,16 +204,11 @@ def _both(index: Path, queries: Path, key: str | None) -> "tuple[Index, Tensor]"
     return loaded, asked
 
 
-def _check_k(index: "Index", k: int) -> None:
-    if k > len(index):
-        raise typer.BadParameter(f"--k: expected at most {len(index)}, the vectors of the index, got {k}")
-
-
 def _numbers(option: str, words: str) -> list[int]:
     numbers = [word.strip() for word in words.split(",")] if words else []
     for word in numbers:
         if not word.isdecimal() or not 1 <= int(word) <= MOST:
-            raise typer.BadParameter(f"{option}: expected numbers of 1 or more, by comma, got {words}")
+            raise typer.BadParameter(f"{option}: expected numbers of 1 to 2^32 - 1, by comma, got {words}")
     return list(dict.fromkeys(map(int, numbers)))
 
 
