@@ -85,12 +85,14 @@ def test_distances_do_not_depend_on_the_origin(far):
     assert torch.equal(own_vectors(index)[index.rows.argsort()], x + far)
 
 
-@pytest.mark.parametrize(("d", "spec"), [(50, "pq2x4"), (400, "pq2x4"), (401, "pq3x4"), (784, "pq4x4")])
+@pytest.mark.parametrize(
+    ("d", "spec"), [(50, "pq2x4"), (256, "pq2x4"), (257, "pq2x4"), (400, "pq2x4"), (401, "pq3x4"), (784, "pq4x4")]
+)
 def test_many_dimensions_have_wider_parts(monkeypatch, d, spec):
     monkeypatch.setattr("tamis.ann.spec.isa", lambda: "v3")
     assert str(Spec.choose(70_000, d)) == f"tree450,{spec},reorder-int8+fp32"
     monkeypatch.setattr("tamis.ann.spec.isa", lambda: "v4x")
-    assert Spec.choose(70_000, d).dims == max(3, int(spec[2]))
+    assert str(Spec.choose(70_000, d)) == f"tree450,{spec if d > 256 else 'pq3x6'},reorder-int8+fp32"
 
 
 @pytest.mark.parametrize(("metric", "d", "lookup"), [("l2", 200, "u16"), ("l2", 20, "s8"), ("ip", 200, "s8")])

@@ -40,9 +40,9 @@ class Spec:
 
     @classmethod
     def choose(cls, n: int, d: int) -> "Spec":
-        """About 1.7 sqrt(n) leaves; 6 bits where this machine has AVX-512 VBMI and there are 12 dimensions or more,
-        else 4; of as many dimensions as `width` says."""
-        bits = 6 if isa() == "v4x" and d >= 12 else 4
+        """About 1.7 sqrt(n) leaves; 6 bits where this machine has AVX-512 VBMI and there are 12 to 256 dimensions (of
+        more, a query's tables take longer than they save), else 4; of as many dimensions as `width` says."""
+        bits = 6 if isa() == "v4x" and 12 <= d <= 256 else 4
         return cls(max(1, min(n, round(1.7 * math.sqrt(n)))), cls.width(d, bits), bits, "int8+fp32")
 
     @staticmethod
