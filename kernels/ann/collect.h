@@ -23,7 +23,7 @@ inline void partition(Candidate* x, Candidate* spare, int64_t n, int64_t count) 
   uint32_t drawn = 1;  // what is in any order of its own, as numbers that rise and fall are, is parted no worse
   const auto any = [&] {
     drawn = drawn * 1664525 + 1013904223;
-    return key_of(x[begin + ((uint64_t)drawn * (end - begin) >> 32)]);
+    return key_of(x[begin + ((uint64_t)drawn * (end - begin) >> 32)]);  // equivalent: remainder: any of them will do
   };
   while (begin < count && count < end) {  // equivalent: bound: a turn more changes nothing
     const Key a = any(), b = any(), c = any();

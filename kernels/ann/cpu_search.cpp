@@ -68,7 +68,7 @@ struct Space {
       q.own = arena.take<float>(op.normalize || ivf.center ? ivf.d : 0),
       q.bytes = arena.take<int8_t>(padded(ivf.d, kStep));
       q.factors = arena.take<Factor>((ivf.d + 3) / 4);
-      q.list = arena.take<int32_t>(lists), q.add = arena.take<int32_t>(lists), q.apart = arena.take<float>(lists);
+      q.list = arena.take<int32_t>(lists), q.apart = arena.take<float>(lists), q.add = arena.take<int32_t>(lists);
       if (queries) queries[i] = q;  // null where only the size is asked for
     }
     end = arena.at;

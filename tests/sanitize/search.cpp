@@ -28,10 +28,12 @@ void check_scan(Random& random, int64_t id, int64_t n, int64_t parts, int bits, 
   Rows codes(n * parts);
   for (uint8_t& code : codes) code = uint8_t(random() % of);
   Array<float> lut(queries * parts * centroids);
-  const bool flat = once_in(random, 12);
+  const int same = any(random, {0, 0, 0, 0, 1, 2});  // of each part all entries, or of all parts but the last
   const float unit = any(random, {1.f, 1.f, 0x1p-90f, 0x1p90f});
-  for (int64_t i = 0; i < queries * parts; ++i)
+  for (int64_t i = 0; i < queries * parts; ++i) {
+    const bool flat = same == 1 || (same == 2 && (i + 1) % parts);
     draw_centroids(random, lut.data() + i * centroids, centroids, flat ? 0 : 2, flat ? 0 : 3);
+  }
   for (float& x : lut) x *= unit;
   const Rows blocks = pack(codes, n, parts, bits);
   const Array<uint64_t> allowed = one_in ? drawn_bits(random, n, one_in) : Array<uint64_t>();
@@ -186,8 +188,8 @@ struct Asked {  // a query, as search takes it
 
   Asked(const float* query, int64_t d, bool normalize) : x(query, query + d) {
     double squares = 0;
-    for (float v : x) squares += v * v;
-    for (float& v : x) v = normalize ? v * (1 / std::max(float(std::sqrt(squares)), 1e-12f)) : v;
+    for (float v : x) squares += double(v) * v;
+    for (float& v : x) v = !normalize ? v : squares > 0 ? float(v / std::sqrt(squares)) : 0;
     float most = 1e-30f;
     for (float v : x) most = std::max(most, std::fabs(v));
     scale = most / 127;
@@ -326,7 +328,7 @@ void check_query(const Index& index, const Search& op, const Array<uint64_t>& al
 
 // Its largest number is 127 times a power of two, so that its bytes are its numbers; or its length is one.
 void draw_query(Random& random, float* x, int64_t d, bool normalize, float small) {
-  const float unit = once_in(random, 2) ? 1 : small;
+  const float unit = normalize ? any(random, {1.f, small, 0x1p-100f, 0x1p60f}) : once_in(random, 2) ? 1 : small;
   for (int64_t i = 0; i < d; ++i) x[i] = unit * float(normalize ? 0 : whole(random, -7, 7));
   if (once_in(random, 20)) std::fill(x, x + d, 0);
   if (once_in(random, 20)) return;
