@@ -31,6 +31,7 @@ struct Query {
   int64_t lists;
   int32_t *list, *add;  // [lists]; the best first
   float *apart, base;   // [lists]: what add stands for, from the best list's
+  float furthest;       // of apart
 };
 
 // Parts of one allocation, in order.
@@ -219,7 +220,11 @@ void choose_lists(const Ivf& ivf, Query& q, int64_t wanted, const float* scores,
   memmove(q.list + 1, q.list, first * sizeof *q.list);
   q.list[0] = front;
   q.base = scores[front] + ivf.score_bias[front];
-  for (int64_t i = 0; i < q.lists; ++i) q.apart[i] = scores[q.list[i]] + ivf.score_bias[q.list[i]] - q.base;
+  q.furthest = 0;
+  for (int64_t i = 0; i < q.lists; ++i) {
+    q.apart[i] = scores[q.list[i]] + ivf.score_bias[q.list[i]] - q.base;
+    q.furthest = max(fabsf(q.apart[i]), q.furthest);
+  }
 }
 
 // After its lists are chosen.
@@ -239,10 +244,9 @@ void tabulate(const Ivf& ivf, Query& q, float* lut) {
   if (ivf.extra) memcpy(lut + parts * centroids, ivf.constants, ivf.extra * centroids * sizeof *lut);
   // What lists are apart stays a number of units, however little the codes spread.
   constexpr float kMostUnits = 1 << 28;
-  float most = 0;
-  for (int64_t i = 0; i < q.lists; ++i) most = max(fabsf(q.apart[i]), most);
+  const float finest = q.furthest > 0 ? kMostUnits / q.furthest : kInf;
   uint8_t* const entries = const_cast<uint8_t*>(q.table.entries);
-  q.table = make_table<kLookup>(lut, ivf.codes.parts, centroids, entries, most > 0 ? kMostUnits / most : kInf);
+  q.table = make_table<kLookup>(lut, ivf.codes.parts, centroids, entries, finest);
   q.table.offset += q.base;
   for (int64_t i = 0; i < q.lists; ++i) q.add[i] = (int32_t)clamped(rintf(q.apart[i] * q.table.scale), -1e9f, 1e9f);
 }
