@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tamis.ann import Index, Tuning
 from tamis.ann import evaluate as engine
-from tamis.ann.store import METRICS
+from tamis.ann.spec import METRICS
 from tamis.cli.ann import ann
 from typer.testing import CliRunner
 

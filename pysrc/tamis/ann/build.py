@@ -12,7 +12,7 @@ from .assign import kmeans_assign
 from .encode import anisotropic_eta, pq_decode, pq_encode
 from .ops import EXACT, pack_codes
 from .progress import Report, silent
-from .spec import REORDERS, Spec, Tuning
+from .spec import METRICS, REORDERS, Spec, Tuning
 from .train import fit_order_weight, kmeans, train_codebooks
 
 FN = "Index.build"
@@ -102,7 +102,7 @@ def build(
     Memory beyond the index itself: a byte for each part of each vector, 40 bytes a vector, and the sample and CHUNK
     rows of float32, some times over.
     """
-    check_choice(FN, "metric", metric, ("ip", "l2", "cosine"))
+    check_choice(FN, "metric", metric, METRICS)
     x = Rows(vectors, metric)
     n, d = x.n, x.d
     if n == 0:

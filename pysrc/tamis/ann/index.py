@@ -27,8 +27,8 @@ class Index(nn.Module):
     """Vectors in lists by their nearest centroid, as 4 or 6 bits for some dimensions of what lies between (2301.01702,
     section 2; ScaNN's anisotropic loss), and their bytes and numbers to compare the best with.
 
-    Made by `Index.build` or `Index.load`. Any number of threads may search it. It holds its vectors. A
-    module that is moved to a device takes it along; a cast, as by half(), leaves it as it is.
+    Made by `Index.build` or `Index.load`. Any number of threads may search it. It holds its vectors. A module
+    that is moved to a device takes it along; a cast, as by half(), leaves it as it is.
     """
 
     rows: Tensor
@@ -153,9 +153,12 @@ class Index(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Index":
         self._opened = None
-        # No kernel reads buffers of other dtypes.
-        same = lambda t: made if (made := fn(t)).dtype == t.dtype else t.to(made.device)  # noqa: E731
-        moved: Index = super()._apply(same, recurse)
+
+        def move(t: Tensor) -> Tensor:  # not cast: kernels read buffers of the dtypes that they were built with
+            made: Tensor = fn(t)
+            return made if made.dtype == t.dtype else t.to(made.device)
+
+        moved: Index = super()._apply(move, recurse)
         return moved
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -8,6 +8,7 @@ from ..common.backend import isa
 from ..common.checks import check_choice, check_integer, fail
 from .ops import LOOKUPS, parts_multiple
 
+METRICS = ("ip", "l2", "cosine")
 REORDERS: dict[str, tuple[str, ...]] = {
     "int8": ("int8",),
     "int8+fp32": ("int8", "fp32"),

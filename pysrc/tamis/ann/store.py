@@ -13,12 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..common.checks import check_choice, check_number, fail
-from .spec import REORDERS, Spec, Tuning
+from .spec import METRICS, REORDERS, Spec, Tuning
 
 if TYPE_CHECKING:
     from .index import Index
 
-METRICS = ("ip", "l2", "cosine")
 VERSION = 2  # of the layout; a file says which it needs
 KEY = "tamis.ann.Index"
 _CHUNK = 1 << 24

@@ -23,7 +23,7 @@ T = TypeVar("T")
 ann = typer.Typer(no_args_is_help=True, help="Nearest neighbours: an index of your vectors.")
 
 QUERIES, COLUMNS = 10, 5  # of what a search found, on the screen
-MOST = 2**32 - 1
+MOST = 2**32 - 1  # neighbours, lists or candidates
 _FORMATS = ".npy, .fvecs, .fbin or .safetensors"
 IndexFile = Annotated[Path, typer.Argument(metavar="INDEX", help="As `tamis ann build` wrote it.")]
 Queries = Annotated[Path, typer.Argument(metavar="QUERIES", help=f"{_FORMATS}: q rows of d.")]

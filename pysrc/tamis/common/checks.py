@@ -34,7 +34,8 @@ def check_dense(fn: str, name: str, value: object) -> Tensor:
 
 
 def as_tensor(fn: str, name: str, value: object) -> Tensor:
-    """Dense; of numpy's array the same memory, or a copy where torch has no such strides or order of bytes."""
+    """Dense; of numpy's array the same memory, or a copy where torch has no such strides or order of bytes. Raises
+    TypeError of what is no tensor, sparse, nested, or no numbers."""
     if not isinstance(value, np.ndarray):
         return check_dense(fn, name, value)
     if value.dtype.kind not in "biuf":
